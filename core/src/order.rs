@@ -1,0 +1,530 @@
+//! Order as a type: what is outstanding, and what leaves next.
+//!
+//! With IN_ORDER (6, bit 35) buffers leave as they came, so what is outstanding is a queue, a
+//! buffer's place in it is arithmetic, and one used entry covers a whole run. Without it, what is
+//! outstanding is a table. The rings take the order as a type parameter and never test for it.
+
+use std::collections::VecDeque;
+
+use crate::error::QueueError;
+
+/// Buffers are used in the order in which they were made available.
+#[derive(Debug)]
+pub enum InOrder {}
+
+/// Buffers are used in any order.
+#[derive(Debug)]
+pub enum AnyOrder {}
+
+/// The two orders, with the bookkeeping that each needs.
+pub trait Order {
+    /// What the device half has taken and not yet used.
+    type Taken: Taken;
+    /// What the driver half has added and not yet reaped.
+    type Added: Added;
+}
+
+impl Order for InOrder {
+    type Taken = TakenQueue;
+    type Added = AddedQueue;
+}
+
+impl Order for AnyOrder {
+    type Taken = TakenTable;
+    type Added = AddedTable;
+}
+
+/// Names a buffer that the device half has taken. Stale once the buffer was used or put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    index: u32,
+    serial: u32,
+}
+
+/// One used entry to be written, and what it covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsedEntry {
+    /// Identifier of the last buffer that it covers.
+    pub id: u16,
+    /// Bytes written to that last buffer.
+    pub written: u32,
+    /// Buffers covered.
+    pub buffers: u16,
+    /// Descriptor slots covered.
+    pub slots: u32,
+}
+
+/// What the device half has taken and not yet used.
+pub trait Taken {
+    /// Nothing outstanding, for a ring of `size` slots.
+    fn new(size: u16) -> Self;
+    /// Whether a buffer of this identifier may be taken now.
+    fn admits(&self, id: u16) -> bool;
+    /// A buffer was taken.
+    fn push(&mut self, id: u16, slots: u16, writable: u64) -> Token;
+    /// The newest taken buffer goes back; returns its slots.
+    fn undo(&mut self, token: Token) -> Result<u16, QueueError>;
+    /// A buffer is done; it leaves when the order lets it.
+    fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError>;
+    /// The next used entry to write; `merge` lets it cover more than one buffer.
+    fn next_used(&mut self, merge: bool) -> Option<UsedEntry>;
+    /// Buffers taken whose used entry was not handed out yet.
+    fn len(&self) -> usize;
+    /// Nothing is outstanding.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Forget what is outstanding; returns the (buffers, slots) by which the available position can
+    /// be rewound so that they are taken again.
+    fn abandon(&mut self) -> (u16, u32);
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Free,
+    Taken,
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    serial: u32,
+    id: u16,
+    slots: u16,
+    writable: u64,
+    written: u32,
+    state: State,
+}
+
+fn check_written(entry: &Entry, written: u32) -> Result<(), QueueError> {
+    if u64::from(written) > entry.writable {
+        return Err(QueueError::Invalid(format!(
+            "buffer {} cannot have {written} bytes written, its device-writable part has {}",
+            entry.id, entry.writable
+        )));
+    }
+    Ok(())
+}
+
+/// In order: a circular queue, oldest first.
+#[derive(Debug)]
+pub struct TakenQueue {
+    entries: Box<[Entry]>,
+    mask: u32,
+    head: u32,
+    tail: u32,
+    serial: u32,
+}
+
+impl TakenQueue {
+    #[inline]
+    fn find(&mut self, token: Token) -> Result<&mut Entry, QueueError> {
+        match self.entries.get_mut(token.index as usize) {
+            Some(entry) if entry.serial == token.serial && entry.state == State::Taken => Ok(entry),
+            _ => Err(QueueError::Stale),
+        }
+    }
+}
+
+impl Taken for TakenQueue {
+    fn new(size: u16) -> Self {
+        let capacity = usize::from(size).next_power_of_two();
+        Self {
+            entries: vec![Entry::default(); capacity].into_boxed_slice(),
+            mask: capacity as u32 - 1,
+            head: 0,
+            tail: 0,
+            serial: 0,
+        }
+    }
+
+    #[inline]
+    fn admits(&self, _id: u16) -> bool {
+        self.tail.wrapping_sub(self.head) <= self.mask
+    }
+
+    #[inline]
+    fn push(&mut self, id: u16, slots: u16, writable: u64) -> Token {
+        let index = self.tail & self.mask;
+        self.tail = self.tail.wrapping_add(1);
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        self.entries[index as usize] =
+            Entry { serial, id, slots, writable, written: 0, state: State::Taken };
+        Token { index, serial }
+    }
+
+    fn undo(&mut self, token: Token) -> Result<u16, QueueError> {
+        let newest = self.tail.wrapping_sub(1) & self.mask;
+        if self.head == self.tail || token.index != newest {
+            return Err(QueueError::Stale);
+        }
+        let entry = self.find(token)?;
+        entry.state = State::Free;
+        let slots = entry.slots;
+        self.tail = self.tail.wrapping_sub(1);
+        Ok(slots)
+    }
+
+    #[inline]
+    fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError> {
+        let entry = self.find(token)?;
+        check_written(entry, written)?;
+        entry.written = written;
+        entry.state = State::Done;
+        Ok(())
+    }
+
+    /// A run of finished buffers, of which only the last may have been written short of its full
+    /// device-writable part: skipped buffers count as completely written (2.7.9, 2.8.8).
+    #[inline]
+    fn next_used(&mut self, merge: bool) -> Option<UsedEntry> {
+        let mut run: Option<UsedEntry> = None;
+        while self.head != self.tail {
+            let entry = &mut self.entries[(self.head & self.mask) as usize];
+            if entry.state != State::Done {
+                break;
+            }
+            entry.state = State::Free;
+            self.head = self.head.wrapping_add(1);
+            let (buffers, slots) = run.map_or((0, 0), |used| (used.buffers, used.slots));
+            run = Some(UsedEntry {
+                id: entry.id,
+                written: entry.written,
+                buffers: buffers + 1,
+                slots: slots + u32::from(entry.slots),
+            });
+            if !merge || u64::from(entry.written) != entry.writable {
+                break;
+            }
+        }
+        run
+    }
+
+    fn len(&self) -> usize {
+        self.tail.wrapping_sub(self.head) as usize
+    }
+
+    fn abandon(&mut self) -> (u16, u32) {
+        let mut slots = 0;
+        let buffers = self.len() as u16;
+        while self.head != self.tail {
+            let entry = &mut self.entries[(self.head & self.mask) as usize];
+            entry.state = State::Free;
+            slots += u32::from(entry.slots);
+            self.head = self.head.wrapping_add(1);
+        }
+        (buffers, slots)
+    }
+}
+
+/// Any order: a table by identifier, and what is done in the order of completion.
+#[derive(Debug)]
+pub struct TakenTable {
+    /// Grows to the largest identifier seen; a split ring's are below its size.
+    entries: Vec<Entry>,
+    done: Vec<UsedEntry>,
+    /// Those of `done` that were handed out.
+    gone: usize,
+    taken: usize,
+    /// Serial of the newest buffer taken.
+    serial: u32,
+}
+
+impl TakenTable {
+    #[inline]
+    fn find(&mut self, token: Token) -> Result<&mut Entry, QueueError> {
+        match self.entries.get_mut(token.index as usize) {
+            Some(entry) if entry.serial == token.serial && entry.state == State::Taken => Ok(entry),
+            _ => Err(QueueError::Stale),
+        }
+    }
+}
+
+impl Taken for TakenTable {
+    fn new(size: u16) -> Self {
+        Self {
+            entries: vec![Entry::default(); size.into()],
+            done: Vec::with_capacity(size.into()),
+            gone: 0,
+            taken: 0,
+            serial: 0,
+        }
+    }
+
+    #[inline]
+    fn admits(&self, id: u16) -> bool {
+        self.entries.get(usize::from(id)).is_none_or(|entry| entry.state != State::Taken)
+    }
+
+    #[inline]
+    fn push(&mut self, id: u16, slots: u16, writable: u64) -> Token {
+        let index = usize::from(id);
+        if index >= self.entries.len() {
+            self.entries.resize(index + 1, Entry::default());
+        }
+        self.serial = self.serial.wrapping_add(1);
+        self.taken += 1;
+        let serial = self.serial;
+        self.entries[index] =
+            Entry { serial, id, slots, writable, written: 0, state: State::Taken };
+        Token { index: id.into(), serial }
+    }
+
+    fn undo(&mut self, token: Token) -> Result<u16, QueueError> {
+        if token.serial != self.serial {
+            return Err(QueueError::Stale);
+        }
+        let entry = self.find(token)?;
+        entry.state = State::Free;
+        let slots = entry.slots;
+        self.taken -= 1;
+        self.serial = self.serial.wrapping_sub(1);
+        Ok(slots)
+    }
+
+    #[inline]
+    fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError> {
+        let entry = self.find(token)?;
+        check_written(entry, written)?;
+        entry.state = State::Free;
+        let used = UsedEntry { id: entry.id, written, buffers: 1, slots: entry.slots.into() };
+        self.taken -= 1;
+        self.done.push(used);
+        Ok(())
+    }
+
+    #[inline]
+    fn next_used(&mut self, _merge: bool) -> Option<UsedEntry> {
+        let used = self.done.get(self.gone).copied();
+        self.gone += 1;
+        if used.is_none() {
+            self.done.clear();
+            self.gone = 0;
+        }
+        used
+    }
+
+    fn len(&self) -> usize {
+        self.taken + self.done.len() - self.gone
+    }
+
+    /// If an unfinished buffer was overtaken by a finished one, rewinding would take that one twice.
+    fn abandon(&mut self) -> (u16, u32) {
+        let serial = self.serial;
+        let age = |entry: &Entry| serial.wrapping_sub(entry.serial);
+        let (mut buffers, mut slots, mut oldest) = (0, 0, 0);
+        for entry in self.entries.iter_mut().filter(|entry| entry.state == State::Taken) {
+            entry.state = State::Free;
+            oldest = oldest.max(age(entry) + 1);
+            buffers += 1;
+            slots += u32::from(entry.slots);
+        }
+        self.taken = 0;
+        if oldest == u32::from(buffers) { (buffers, slots) } else { (0, 0) }
+    }
+}
+
+/// A buffer that the driver half has added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// The caller's name for it.
+    pub cookie: u64,
+    /// How many buffers were added before it.
+    pub serial: u64,
+    /// Bytes of its device-writable part, as far as a used length can count.
+    pub writable: u32,
+    /// Descriptor slots it occupies; never 0.
+    pub slots: u16,
+    /// Identifier in the ring.
+    pub id: u16,
+}
+
+impl Sent {
+    /// Whether this is a free place of a table.
+    fn is_free(&self) -> bool {
+        self.slots == 0
+    }
+}
+
+/// What the driver half has added and not yet reaped, and which identifiers and split descriptors
+/// are free. Descriptors of a split chain follow `next_slot`, which only this side ever reads.
+pub trait Added {
+    /// Nothing outstanding, for a ring of `size` slots.
+    fn new(size: u16) -> Self;
+    /// The split descriptor or packed identifier that the next buffer gets; `slot` is the packed
+    /// ring's next slot.
+    fn next_id(&self, slot: u16) -> u16;
+    /// The split descriptor that follows `slot` in a chain.
+    fn next_slot(&self, slot: u16) -> u16;
+    /// A buffer was added; `after` is the split descriptor that follows its last one.
+    fn push(&mut self, sent: Sent, after: u16);
+    /// How many buffers, oldest first, a used entry with this identifier covers, and the
+    /// device-writable bytes of the last of them; None if it is not outstanding among the first
+    /// `published` added.
+    fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)>;
+    /// Remove the buffer that leaves next under this identifier and free its places: in a split
+    /// ring its descriptors, in a packed one its identifier.
+    fn pop(&mut self, id: u16, split: bool) -> Sent;
+    /// Buffers outstanding.
+    fn len(&self) -> usize;
+    /// Nothing is outstanding.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Remove all, oldest first.
+    fn drain(&mut self) -> Vec<Sent>;
+    /// The next split descriptor (0 where there is no such order).
+    fn cursor(&self) -> u16;
+    /// Set the next split descriptor.
+    fn set_cursor(&mut self, slot: u16);
+}
+
+/// In order: the free descriptors are a counter.
+#[derive(Debug)]
+pub struct AddedQueue {
+    queue: VecDeque<Sent>,
+    size: u16,
+    cursor: u16,
+}
+
+impl Added for AddedQueue {
+    fn new(size: u16) -> Self {
+        Self { queue: VecDeque::with_capacity(size.into()), size, cursor: 0 }
+    }
+
+    /// Split: the cursor. Packed: the slot itself, which is unique among outstanding buffers. Both
+    /// advance alike, so the cursor serves split rings only.
+    #[inline]
+    fn next_id(&self, slot: u16) -> u16 {
+        slot
+    }
+
+    #[inline]
+    fn next_slot(&self, slot: u16) -> u16 {
+        if slot + 1 == self.size { 0 } else { slot + 1 }
+    }
+
+    #[inline]
+    fn push(&mut self, sent: Sent, after: u16) {
+        self.queue.push_back(sent);
+        self.cursor = after;
+    }
+
+    #[inline]
+    fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)> {
+        for (position, sent) in self.queue.iter().enumerate() {
+            if sent.serial >= published {
+                return None;
+            }
+            if u32::from(sent.id) == id {
+                return Some((position as u16 + 1, sent.writable));
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn pop(&mut self, _id: u16, _split: bool) -> Sent {
+        self.queue.pop_front().expect("covered() was asked first")
+    }
+
+    fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn drain(&mut self) -> Vec<Sent> {
+        self.cursor = 0;
+        self.queue.drain(..).collect()
+    }
+
+    fn cursor(&self) -> u16 {
+        self.cursor
+    }
+
+    fn set_cursor(&mut self, slot: u16) {
+        self.cursor = slot;
+    }
+}
+
+/// Any order: a free list threaded through a private array, and a table by identifier.
+#[derive(Debug)]
+pub struct AddedTable {
+    table: Box<[Sent]>,
+    next: Box<[u16]>,
+    free: u16,
+    count: usize,
+}
+
+impl Added for AddedTable {
+    fn new(size: u16) -> Self {
+        Self {
+            table: vec![Sent::default(); size.into()].into_boxed_slice(),
+            next: (1..=size).map(|slot| slot % size).collect(),
+            free: 0,
+            count: 0,
+        }
+    }
+
+    #[inline]
+    fn next_id(&self, _slot: u16) -> u16 {
+        self.free
+    }
+
+    #[inline]
+    fn next_slot(&self, slot: u16) -> u16 {
+        self.next[usize::from(slot)]
+    }
+
+    #[inline]
+    fn push(&mut self, sent: Sent, after: u16) {
+        self.table[usize::from(sent.id)] = sent;
+        self.free = after;
+        self.count += 1;
+    }
+
+    #[inline]
+    fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)> {
+        match self.table.get(id as usize) {
+            Some(sent) if !sent.is_free() && sent.serial < published => Some((1, sent.writable)),
+            _ => None,
+        }
+    }
+
+    /// The buffer's links are still a chain of its places; the last one takes the free list behind
+    /// it.
+    #[inline]
+    fn pop(&mut self, id: u16, split: bool) -> Sent {
+        let sent = std::mem::take(&mut self.table[usize::from(id)]);
+        debug_assert!(!sent.is_free(), "covered() was asked first");
+        let mut last = id;
+        if split {
+            for _ in 1..sent.slots {
+                last = self.next[usize::from(last)];
+            }
+        }
+        self.next[usize::from(last)] = self.free;
+        self.free = id;
+        self.count -= 1;
+        sent
+    }
+
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn drain(&mut self) -> Vec<Sent> {
+        let mut all: Vec<Sent> =
+            self.table.iter().copied().filter(|sent| !sent.is_free()).collect();
+        all.sort_by_key(|sent| sent.serial);
+        *self = Self::new(self.table.len() as u16);
+        all
+    }
+
+    fn cursor(&self) -> u16 {
+        0
+    }
+
+    fn set_cursor(&mut self, _slot: u16) {}
+}

@@ -1,0 +1,9 @@
+//! Data paths that run without the interpreter: each queue on a thread of its own.
+
+pub mod blk;
+pub mod net;
+pub mod shared;
+pub mod worker;
+
+pub use shared::{Knock, SharedQueue, Visit};
+pub use worker::{Path, Wait, Wants, Worker};

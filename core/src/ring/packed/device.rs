@@ -1,0 +1,298 @@
+//! The device half: takes available descriptors in ring order and overwrites them with used ones.
+
+use std::sync::Arc;
+
+use super::{Cursor, PackedAreas};
+use crate::area::{Ordering, full_fence};
+use crate::error::{Fault, QueueError};
+use crate::memory::Memory;
+use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word, packed_wanted};
+use crate::order::{Order, Taken, Token, UsedEntry};
+use crate::ring::chain::{Chain, Descriptor, Table};
+use crate::ring::{Batch, Common, DeviceHalf, Position, Segment, flags};
+
+/// The device half of a packed virtqueue.
+pub struct PackedDevice<O: Order> {
+    common: Common,
+    areas: PackedAreas,
+    /// Next descriptor to take.
+    next_avail: Cursor,
+    /// Where the next used descriptor goes.
+    next_used: Cursor,
+    /// Slots from `next_used` to `next_avail`: taken, not used.
+    slots_taken: u32,
+    /// Slots used since the driver was last asked whether it wants a notification.
+    passed: u32,
+    /// Whether it was never asked: what an owner before us told the driver is not known.
+    never_asked: bool,
+    taken: O::Taken,
+    merge: bool,
+}
+
+impl<O: Order> PackedDevice<O> {
+    /// A device half of `size` slots. Without a position it starts at slot 0 with wrap counters 1.
+    pub fn new(
+        size: u16,
+        features: u64,
+        areas: PackedAreas,
+        memory: Arc<Memory>,
+        position: Option<Position>,
+    ) -> Self {
+        let start = Cursor { slot: 0, wrap: true };
+        let (next_avail, next_used) = position.map_or((start, start), |position| {
+            (
+                Cursor { slot: position.available, wrap: position.available_wrap },
+                Cursor { slot: position.used, wrap: position.used_wrap },
+            )
+        });
+        let lap = if next_avail.wrap == next_used.wrap { 0 } else { u32::from(size) };
+        Self {
+            common: Common::new(size, features, memory),
+            areas,
+            next_avail,
+            next_used,
+            slots_taken: u32::from(next_avail.slot) + lap - u32::from(next_used.slot),
+            passed: 0,
+            never_asked: true,
+            taken: O::Taken::new(size),
+            merge: true,
+        }
+    }
+
+    /// Look the areas up again.
+    pub fn set_areas(&mut self, areas: PackedAreas) {
+        self.areas = areas;
+    }
+
+    #[inline]
+    fn read(&self, at: Cursor, order: Ordering) -> (u64, u64) {
+        let word = self.areas.ring.load64(at.offset() + 8, order);
+        (self.areas.ring.load64(at.offset(), Ordering::Relaxed), word)
+    }
+
+    /// The next descriptor, if it is available. Flags come first: acquire pairs with the driver's
+    /// release store of them, so that the rest of the chain is seen whole.
+    #[inline]
+    fn head(&self) -> Option<Descriptor> {
+        let word = self.areas.ring.load64(self.next_avail.offset() + 8, Ordering::Acquire);
+        if !self.next_avail.is_available((word >> 48) as u16) {
+            return None;
+        }
+        let addr = self.areas.ring.load64(self.next_avail.offset(), Ordering::Relaxed);
+        Some(Descriptor::from_words(addr, word))
+    }
+
+    #[inline]
+    fn take_one(&mut self, head: Descriptor, batch: &mut Batch) -> Result<(), QueueError> {
+        // Most buffers are one direct descriptor in the region of the one before.
+        if head.high & (flags::NEXT | flags::INDIRECT) == 0
+            && head.len > 0
+            && let Some(ptr) =
+                self.common.memory.hit(&self.common.cache, head.addr, head.len.into())
+            && self.taken.admits(head.low)
+        {
+            let write = head.high & flags::WRITE != 0;
+            let writable = if write { u64::from(head.len) } else { 0 };
+            let token = self.taken.push(head.low, 1, writable);
+            batch.push_single(token, Segment { ptr, addr: head.addr, len: head.len }, write);
+            self.next_avail = self.next_avail.advanced(1, self.common.size);
+            self.slots_taken += 1;
+            return Ok(());
+        }
+        self.take_list(head, batch)
+    }
+
+    #[inline(never)]
+    fn take_list(&mut self, head: Descriptor, batch: &mut Batch) -> Result<(), QueueError> {
+        let size = self.common.size;
+        let room = u32::from(size) - self.slots_taken;
+        let indirect = self.common.indirect;
+        let first = self.next_avail;
+        let (mut at, mut read, mut slots) = (first, head, 0);
+        let ring = &self.areas.ring;
+        let mut chain = Chain::new(batch, &mut self.common, first.slot);
+        loop {
+            slots += 1;
+            if slots > room {
+                return Err(Fault::ChainTooLong { head: first.slot, limit: room }.into());
+            }
+            let has_next = read.high & flags::NEXT != 0;
+            if read.high & flags::INDIRECT != 0 {
+                if !indirect {
+                    return Err(Fault::IndirectNotNegotiated { descriptor: at.slot }.into());
+                }
+                if has_next || slots > 1 {
+                    return Err(Fault::IndirectWithNext { descriptor: at.slot }.into());
+                }
+                let table = Table { addr: read.addr, len: read.len, follow: false };
+                chain.push_table(at.slot, table)?;
+            } else {
+                chain.push(at.slot, read.addr, read.len, read.high & flags::WRITE != 0)?;
+            }
+            at = at.advanced(1, size);
+            if !has_next {
+                break;
+            }
+            let word = ring.load64(at.offset() + 8, Ordering::Relaxed);
+            read = Descriptor::from_words(ring.load64(at.offset(), Ordering::Relaxed), word);
+        }
+        chain.check_size()?;
+        // The identifier of a list is in its last descriptor (2.8.6).
+        let id = read.low;
+        if !self.taken.admits(id) {
+            return Err(Fault::AlreadyOutstanding { id }.into());
+        }
+        let token = self.taken.push(id, slots as u16, chain.writable());
+        chain.finish(token);
+        self.next_avail = at;
+        self.slots_taken += slots;
+        Ok(())
+    }
+
+    fn write_used(&self, at: Cursor, used: &UsedEntry, order: Ordering) {
+        let write = if used.written > 0 { flags::WRITE } else { 0 };
+        let word = Descriptor::word(used.written, used.id, at.used_flags() | write);
+        self.areas.ring.store64(at.offset() + 8, word, order);
+        if self.common.memory.log().is_some() {
+            self.common.memory.mark_dirty(self.areas.ring.guest_addr(at.offset() + 8), 8);
+        }
+    }
+
+    fn advance_used(&mut self, used: &UsedEntry) {
+        self.next_used = self.next_used.advanced(used.slots, self.common.size);
+        self.slots_taken -= used.slots;
+        self.passed = self.passed.saturating_add(used.slots);
+    }
+}
+
+impl<O: Order> DeviceHalf for PackedDevice<O> {
+    fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
+        self.common.check()?;
+        batch.hold(&self.common.memory);
+        for taken in 0..max {
+            // With every slot taken, what stands at the next one is a descriptor of ours.
+            if self.slots_taken == u32::from(self.common.size) {
+                return Ok(taken);
+            }
+            let Some(head) = self.head() else {
+                self.common.check_mapping()?;
+                return Ok(taken);
+            };
+            if let Err(error) = self.take_one(head, batch) {
+                return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
+            }
+        }
+        self.common.check_mapping()?;
+        Ok(max)
+    }
+
+    fn put_back(&mut self, token: Token) -> Result<(), QueueError> {
+        let slots = u32::from(self.taken.undo(token)?);
+        self.next_avail = self.next_avail.rewound(slots, self.common.size);
+        self.slots_taken -= slots;
+        Ok(())
+    }
+
+    #[inline]
+    fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError> {
+        self.taken.complete(token, written)
+    }
+
+    fn flush(&mut self) -> Result<(usize, usize), QueueError> {
+        self.common.check()?;
+        let Some(first) = self.taken.next_used(self.merge) else {
+            return Ok((0, 0));
+        };
+        let first_at = self.next_used;
+        self.advance_used(&first);
+        let (mut buffers, mut entries) = (usize::from(first.buffers), 1);
+        while let Some(used) = self.taken.next_used(self.merge) {
+            self.write_used(self.next_used, &used, Ordering::Relaxed);
+            self.advance_used(&used);
+            buffers += usize::from(used.buffers);
+            entries += 1;
+        }
+        // The first one last, so that the driver finds the whole batch. Release: pairs with the
+        // driver's acquire load of these flags; payload and later descriptors are visible before.
+        self.write_used(first_at, &first, Ordering::Release);
+        self.common.check_mapping()?;
+        Ok((buffers, entries))
+    }
+
+    fn call_wanted(&mut self) -> Result<bool, QueueError> {
+        self.common.check()?;
+        let slots = std::mem::take(&mut self.passed);
+        if slots == 0 {
+            return Ok(false);
+        }
+        // Full barrier: pairs with the driver's, between stating its wish and reading the ring.
+        full_fence();
+        let word = self.areas.driver.load32(0, Ordering::Relaxed);
+        let passed = Passed { slot: self.next_used.slot, wrap: self.next_used.wrap, slots };
+        let wanted = packed_wanted(word, passed, self.common.size, self.common.event_idx)
+            .map_err(|fault| self.common.fail(fault.into()))?;
+        let first = std::mem::take(&mut self.never_asked);
+        Ok(wanted || first && (word >> 16) as u16 & 3 == EVENT_DESC)
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let word = if self.common.event_idx {
+            event_word(self.next_avail.slot, self.next_avail.wrap, EVENT_DESC)
+        } else {
+            event_word(0, false, EVENT_ENABLE)
+        };
+        self.areas.device.store32(0, word, Ordering::Relaxed);
+        // Full barrier: pairs with the driver's, between writing descriptors and reading this.
+        full_fence();
+        self.has_available()
+    }
+
+    fn disable_kicks(&mut self) {
+        self.areas.device.store32(0, event_word(0, false, EVENT_DISABLE), Ordering::Relaxed);
+    }
+
+    fn has_available(&self) -> bool {
+        self.common.broken.is_none()
+            && self.slots_taken < u32::from(self.common.size)
+            && self
+                .next_avail
+                .is_available((self.read(self.next_avail, Ordering::Acquire).1 >> 48) as u16)
+    }
+
+    fn outstanding(&self) -> usize {
+        self.taken.len()
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            available: self.next_avail.slot,
+            available_wrap: self.next_avail.wrap,
+            used: self.next_used.slot,
+            used_wrap: self.next_used.wrap,
+            descriptor: 0,
+        }
+    }
+
+    fn abandon(&mut self) -> Position {
+        let (_, slots) = self.taken.abandon();
+        self.next_avail = self.next_avail.rewound(slots, self.common.size);
+        self.slots_taken -= slots;
+        self.position()
+    }
+
+    fn set_memory(&mut self, memory: Arc<Memory>) {
+        self.common.memory = memory;
+    }
+
+    fn broken(&self) -> Option<&Fault> {
+        self.common.broken.as_ref()
+    }
+
+    fn set_broken(&mut self, fault: Fault) {
+        self.common.broken.get_or_insert(fault);
+    }
+
+    fn set_merge(&mut self, merge: bool) {
+        self.merge = merge;
+    }
+}

@@ -1,0 +1,330 @@
+//! The driver half: makes descriptors available in ring order and finds used ones in their place.
+
+use std::sync::Arc;
+
+use super::{Cursor, PackedAreas};
+use crate::area::{Ordering, full_fence};
+use crate::error::{Fault, QueueError};
+use crate::memory::Memory;
+use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word, packed_wanted};
+use crate::order::{Added, Order, Sent};
+use crate::ring::chain::Descriptor;
+use crate::ring::{
+    Common, DESCRIPTOR_SIZE, DriverHalf, IndirectTables, Piece, Position, Reaped, bytes, flags,
+};
+
+/// A used descriptor that covers more buffers than were reaped so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    /// Buffers still to be reaped.
+    left: u16,
+    id: u16,
+    /// Bytes written to the last of them.
+    written: u32,
+}
+
+/// The driver half of a packed virtqueue.
+pub struct PackedDriver<O: Order> {
+    common: Common,
+    areas: PackedAreas,
+    tables: Option<IndirectTables>,
+    free: u32,
+    /// Where the next descriptor goes.
+    next_avail: Cursor,
+    /// First descriptor that the device does not see yet, and its second word, held back.
+    held: Option<(Cursor, u64)>,
+    /// Where the next used descriptor will be found.
+    next_used: Cursor,
+    /// Slots published since the device was last asked whether it wants a notification.
+    passed: u32,
+    run: Run,
+    added: O::Added,
+    added_total: u64,
+    published_total: u64,
+    used_entries: u64,
+}
+
+impl<O: Order> PackedDriver<O> {
+    /// A driver half of `size` slots, its areas initialized. With a position it continues there,
+    /// nothing outstanding.
+    pub fn new(
+        size: u16,
+        features: u64,
+        areas: PackedAreas,
+        tables: Option<IndirectTables>,
+        memory: Arc<Memory>,
+        position: Option<Position>,
+    ) -> Self {
+        let start = Cursor { slot: 0, wrap: true };
+        let mut driver = Self {
+            common: Common::new(size, features, memory),
+            areas,
+            tables,
+            free: size.into(),
+            next_avail: start,
+            held: None,
+            next_used: start,
+            passed: 0,
+            run: Run::default(),
+            added: O::Added::new(size),
+            added_total: 0,
+            published_total: 0,
+            used_entries: 0,
+        };
+        driver.start_at(position.map_or(start, |position| Cursor {
+            slot: position.available,
+            wrap: position.available_wrap,
+        }));
+        driver
+    }
+
+    /// Descriptors from `at` to the end of the ring look used in the lap before; those before `at`
+    /// look used in this one.
+    fn start_at(&mut self, at: Cursor) {
+        self.areas.ring.clear();
+        self.areas.driver.clear();
+        self.areas.device.clear();
+        for slot in 0..self.common.size {
+            let wrap = if slot < at.slot { at.wrap } else { !at.wrap };
+            let cursor = Cursor { slot, wrap };
+            let word = Descriptor::word(0, 0, cursor.used_flags());
+            self.areas.ring.store64(cursor.offset() + 8, word, Ordering::Relaxed);
+        }
+        self.next_avail = at;
+        self.next_used = at;
+        self.held = None;
+        self.passed = 0;
+        self.free = self.common.size.into();
+        self.run = Run::default();
+        self.published_total = self.added_total;
+    }
+
+    #[inline]
+    fn wants_table(&self, pieces: usize) -> bool {
+        let fits = |tables: &IndirectTables| pieces <= usize::from(tables.length);
+        pieces > 1 && self.tables.as_ref().is_some_and(fits)
+    }
+
+    /// A descriptor at the next slot; the first one since `publish` is held back.
+    #[inline]
+    fn write_descriptor(&mut self, piece: Piece, id: u16, descriptor_flags: u16) {
+        let at = self.next_avail;
+        let ring = &self.areas.ring;
+        ring.store64(at.offset(), piece.addr, Ordering::Relaxed);
+        let word = Descriptor::word(piece.len, id, descriptor_flags | at.available_flags());
+        if self.held.is_none() {
+            self.held = Some((at, word));
+        } else {
+            ring.store64(at.offset() + 8, word, Ordering::Relaxed);
+        }
+        self.next_avail = at.advanced(1, self.common.size);
+    }
+
+    fn write_list(&mut self, id: u16, readable: &[Piece], writable: &[Piece]) {
+        let pieces = readable.len() + writable.len();
+        for (position, piece) in readable.iter().chain(writable).enumerate() {
+            let next = if position + 1 < pieces { flags::NEXT } else { 0 };
+            let write = if position < readable.len() { 0 } else { flags::WRITE };
+            self.write_descriptor(*piece, id, next | write);
+        }
+    }
+
+    /// A table for the whole list; its entries are positional (2.8.7).
+    fn write_table(&mut self, id: u16, readable: &[Piece], writable: &[Piece]) {
+        let tables = self.tables.as_ref().expect("wants_table() was asked first");
+        let pieces = readable.len() + writable.len();
+        // By identifier: in any order a slot may be written again while a buffer that was made
+        // available through it is outstanding.
+        let start = tables.offset(id);
+        for (entry, piece) in readable.iter().chain(writable).enumerate() {
+            let write = if entry < readable.len() { 0 } else { flags::WRITE };
+            let offset = start + entry * DESCRIPTOR_SIZE;
+            tables.area.store64(offset, piece.addr, Ordering::Relaxed);
+            let word = Descriptor::word(piece.len, 0, write);
+            tables.area.store64(offset + 8, word, Ordering::Relaxed);
+        }
+        let table =
+            Piece { addr: tables.area.guest_addr(start), len: (pieces * DESCRIPTOR_SIZE) as u32 };
+        self.write_descriptor(table, id, flags::INDIRECT);
+    }
+
+    /// The word at the next used slot, if the device has used something there. Acquire: pairs with
+    /// the device's release store of the flags; payload is visible behind it.
+    #[inline]
+    fn used_word(&self) -> Option<u64> {
+        let word = self.areas.ring.load64(self.next_used.offset() + 8, Ordering::Acquire);
+        let published = self.free < u32::from(self.common.size);
+        (published && self.next_used.is_used((word >> 48) as u16)).then_some(word)
+    }
+
+    /// The next used descriptor, checked against what is outstanding. False if there is none.
+    fn next_run(&mut self) -> Result<bool, QueueError> {
+        let Some(word) = self.used_word() else {
+            return Ok(false);
+        };
+        let used = Descriptor::from_words(0, word);
+        let (id, slot) = (used.low, self.next_used.slot);
+        let Some((left, writable)) = self.added.covered(id.into(), self.published_total) else {
+            return Err(Fault::UsedIdUnknown { slot, id: id.into() }.into());
+        };
+        // The length has a meaning only with WRITE (2.8.4).
+        let written = if used.high & flags::WRITE != 0 { used.len } else { 0 };
+        if written > writable {
+            return Err(Fault::UsedLength { id, length: written, writable }.into());
+        }
+        self.used_entries += 1;
+        self.run = Run { left, id, written };
+        Ok(true)
+    }
+
+    /// The next buffer of the run; all but the last count as completely written (2.8.8).
+    fn reap_one(&mut self) -> Reaped {
+        let sent = self.added.pop(self.run.id, false);
+        self.run.left -= 1;
+        self.free += u32::from(sent.slots);
+        self.next_used = self.next_used.advanced(sent.slots.into(), self.common.size);
+        let written = if self.run.left > 0 { sent.writable } else { self.run.written };
+        Reaped { cookie: sent.cookie, written }
+    }
+}
+
+impl<O: Order> DriverHalf for PackedDriver<O> {
+    #[inline]
+    fn add(
+        &mut self,
+        readable: &[Piece],
+        writable: &[Piece],
+        cookie: u64,
+    ) -> Result<(), QueueError> {
+        self.common.check()?;
+        let pieces = readable.len() + writable.len();
+        let needed = self.slots_needed(pieces);
+        if needed > self.free as usize {
+            return Err(QueueError::Full { needed, free: self.free as usize });
+        }
+        let id = self.added.next_id(self.next_avail.slot);
+        match (readable, writable) {
+            ([piece], []) => self.write_descriptor(*piece, id, 0),
+            ([], [piece]) => self.write_descriptor(*piece, id, flags::WRITE),
+            _ if needed == 1 => self.write_table(id, readable, writable),
+            _ => self.write_list(id, readable, writable),
+        }
+        let sent = Sent {
+            cookie,
+            writable: bytes(writable),
+            slots: needed as u16,
+            id,
+            serial: self.added_total,
+        };
+        let after = self.added.next_slot(id);
+        self.added.push(sent, after);
+        self.added_total += 1;
+        self.free -= needed as u32;
+        self.passed = self.passed.saturating_add(needed as u32);
+        Ok(())
+    }
+
+    fn slots_needed(&self, pieces: usize) -> usize {
+        if self.wants_table(pieces) { 1 } else { pieces }
+    }
+
+    fn publish(&mut self) -> usize {
+        if let Some((at, word)) = self.held.take() {
+            // Release: pairs with the device's acquire load of these flags; every later descriptor
+            // of the batch and the payload are visible before them.
+            self.areas.ring.store64(at.offset() + 8, word, Ordering::Release);
+        }
+        let buffers = self.added_total - self.published_total;
+        self.published_total = self.added_total;
+        buffers as usize
+    }
+
+    fn kick_wanted(&mut self) -> Result<bool, QueueError> {
+        self.common.check()?;
+        if self.held.is_some() {
+            return Err(QueueError::Invalid("publish before asking for a notification".into()));
+        }
+        let slots = std::mem::take(&mut self.passed);
+        if slots == 0 {
+            return Ok(false);
+        }
+        // Full barrier: pairs with the device's, between stating its wish and reading the ring.
+        full_fence();
+        let word = self.areas.device.load32(0, Ordering::Relaxed);
+        let passed = Passed { slot: self.next_avail.slot, wrap: self.next_avail.wrap, slots };
+        packed_wanted(word, passed, self.common.size, self.common.event_idx)
+            .map_err(|fault| self.common.fail(fault.into()))
+    }
+
+    fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError> {
+        self.common.check()?;
+        let mut reaped = 0;
+        while reaped < max {
+            if self.run.left == 0 {
+                match self.next_run() {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(_) if reaped > 0 => return Ok(reaped),
+                    Err(error) => return Err(self.common.fail(error)),
+                }
+            }
+            into.push(self.reap_one());
+            reaped += 1;
+        }
+        self.common.check_mapping()?;
+        Ok(reaped)
+    }
+
+    fn enable_calls(&mut self) -> bool {
+        let word = if self.common.event_idx {
+            event_word(self.next_used.slot, self.next_used.wrap, EVENT_DESC)
+        } else {
+            event_word(0, false, EVENT_ENABLE)
+        };
+        self.areas.driver.store32(0, word, Ordering::Relaxed);
+        // Full barrier: pairs with the device's, between writing used descriptors and reading this.
+        full_fence();
+        self.has_used()
+    }
+
+    fn disable_calls(&mut self) {
+        self.areas.driver.store32(0, event_word(0, false, EVENT_DISABLE), Ordering::Relaxed);
+    }
+
+    fn has_used(&self) -> bool {
+        self.common.broken.is_none() && (self.run.left > 0 || self.used_word().is_some())
+    }
+
+    fn free(&self) -> usize {
+        self.free as usize
+    }
+
+    fn outstanding(&self) -> usize {
+        self.added.len()
+    }
+
+    fn take_back(&mut self) -> Vec<u64> {
+        let cookies = self.added.drain().into_iter().map(|sent| sent.cookie).collect();
+        self.common.broken = None;
+        self.start_at(Cursor { slot: 0, wrap: true });
+        cookies
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            available: self.next_avail.slot,
+            available_wrap: self.next_avail.wrap,
+            used: self.next_used.slot,
+            used_wrap: self.next_used.wrap,
+            descriptor: 0,
+        }
+    }
+
+    fn broken(&self) -> Option<&Fault> {
+        self.common.broken.as_ref()
+    }
+
+    fn used_entries(&self) -> u64 {
+        self.used_entries
+    }
+}

@@ -1,0 +1,288 @@
+//! The device half: reads the descriptor table and the available ring, writes the used ring.
+
+use std::sync::Arc;
+
+use super::{
+    FLAGS, INDEX, NO_NOTIFY, SplitAreas, avail_event_offset, descriptor_offset, head_offset,
+    used_event_offset, used_offset,
+};
+use crate::area::{Area, Ordering, full_fence};
+use crate::error::{Fault, QueueError};
+use crate::memory::Memory;
+use crate::notify::need_event;
+use crate::order::{Order, Taken, Token};
+use crate::ring::chain::{Chain, Descriptor, Table};
+use crate::ring::{Batch, Common, DeviceHalf, Position, Segment, flags};
+
+/// The device half of a split virtqueue.
+pub struct SplitDevice<O: Order> {
+    common: Common,
+    areas: SplitAreas,
+    mask: u16,
+    /// Next entry of the available ring to take.
+    last_avail: u16,
+    /// Where the next used element goes; the driver sees it as `idx` after a flush.
+    next_used: u16,
+    /// `next_used` when the driver was last asked whether it wants a notification; None before.
+    asked: Option<u16>,
+    taken: O::Taken,
+    merge: bool,
+}
+
+impl<O: Order> SplitDevice<O> {
+    /// A device half of `size` slots (a power of two). Without a position it starts at 0.
+    pub fn new(
+        size: u16,
+        features: u64,
+        areas: SplitAreas,
+        memory: Arc<Memory>,
+        position: Option<Position>,
+    ) -> Self {
+        let position = position.unwrap_or_default();
+        Self {
+            common: Common::new(size, features, memory),
+            areas,
+            mask: size - 1,
+            last_avail: position.available,
+            next_used: position.used,
+            asked: None,
+            taken: O::Taken::new(size),
+            merge: true,
+        }
+    }
+
+    /// Look the areas up again.
+    pub fn set_areas(&mut self, areas: SplitAreas) {
+        self.areas = areas;
+    }
+
+    #[inline]
+    fn avail_index(&self) -> u16 {
+        // Acquire: pairs with the driver's release store of the index, so that ring entries and
+        // descriptors behind it are seen whole.
+        self.areas.avail.load16(INDEX, Ordering::Acquire)
+    }
+
+    #[inline]
+    fn take_one(&mut self, batch: &mut Batch) -> Result<(), QueueError> {
+        let size = self.common.size;
+        let slot = self.last_avail & self.mask;
+        let head = self.areas.avail.load16(head_offset(slot), Ordering::Relaxed);
+        if head >= size {
+            return Err(Fault::HeadOutOfRange { slot, head, size }.into());
+        }
+        if !self.taken.admits(head) {
+            return Err(Fault::AlreadyOutstanding { id: head }.into());
+        }
+        // Most buffers are one direct descriptor in the region of the one before.
+        let read = read_descriptor(&self.areas.desc, head);
+        if read.low & (flags::NEXT | flags::INDIRECT) == 0
+            && read.len > 0
+            && let Some(ptr) =
+                self.common.memory.hit(&self.common.cache, read.addr, read.len.into())
+        {
+            let write = read.low & flags::WRITE != 0;
+            let writable = if write { u64::from(read.len) } else { 0 };
+            let token = self.taken.push(head, 1, writable);
+            batch.push_single(token, Segment { ptr, addr: read.addr, len: read.len }, write);
+            self.last_avail = self.last_avail.wrapping_add(1);
+            return Ok(());
+        }
+        self.take_chain(head, read, batch)
+    }
+
+    #[inline(never)]
+    fn take_chain(
+        &mut self,
+        head: u16,
+        first: Descriptor,
+        batch: &mut Batch,
+    ) -> Result<(), QueueError> {
+        let size = self.common.size;
+        let indirect = self.common.indirect;
+        let desc = &self.areas.desc;
+        let mut chain = Chain::new(batch, &mut self.common, head);
+        let (mut at, mut read, mut slots) = (head, first, 0);
+        loop {
+            slots += 1;
+            if slots > size {
+                return Err(Fault::ChainTooLong { head, limit: size.into() }.into());
+            }
+            if read.low & flags::INDIRECT != 0 {
+                if !indirect {
+                    return Err(Fault::IndirectNotNegotiated { descriptor: at }.into());
+                }
+                if read.low & flags::NEXT != 0 {
+                    return Err(Fault::IndirectWithNext { descriptor: at }.into());
+                }
+                chain.push_table(at, Table { addr: read.addr, len: read.len, follow: true })?;
+                break;
+            }
+            chain.push(at, read.addr, read.len, read.low & flags::WRITE != 0)?;
+            if read.low & flags::NEXT == 0 {
+                break;
+            }
+            if read.high >= size {
+                return Err(Fault::NextOutOfRange {
+                    descriptor: at,
+                    next: read.high,
+                    size: size.into(),
+                }
+                .into());
+            }
+            at = read.high;
+            read = read_descriptor(desc, at);
+        }
+        chain.check_size()?;
+        let token = self.taken.push(head, slots, chain.writable());
+        chain.finish(token);
+        self.last_avail = self.last_avail.wrapping_add(1);
+        Ok(())
+    }
+
+    fn log_used(&self, first: u16, entries: u16) {
+        if self.common.memory.log().is_none() {
+            return;
+        }
+        let used = &self.areas.used;
+        for entry in 0..entries {
+            let slot = first.wrapping_add(entry) & self.mask;
+            self.common.memory.mark_dirty(used.guest_addr(used_offset(slot)), 8);
+        }
+        self.common.memory.mark_dirty(used.guest_addr(FLAGS), 4);
+    }
+}
+
+#[inline]
+fn read_descriptor(desc: &Area, slot: u16) -> Descriptor {
+    let offset = descriptor_offset(slot);
+    let addr = desc.load64(offset, Ordering::Relaxed);
+    Descriptor::from_words(addr, desc.load64(offset + 8, Ordering::Relaxed))
+}
+
+impl<O: Order> DeviceHalf for SplitDevice<O> {
+    fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
+        self.common.check()?;
+        let index = self.avail_index();
+        let size = self.common.size;
+        // The driver cannot have more buffers out than the ring has slots.
+        if index.wrapping_sub(self.next_used) > size || index.wrapping_sub(self.last_avail) > size {
+            let fault = Fault::AvailableJump { index, used: self.next_used, size };
+            return Err(self.common.fail(fault.into()));
+        }
+        let count = usize::from(index.wrapping_sub(self.last_avail)).min(max);
+        batch.hold(&self.common.memory);
+        for taken in 0..count {
+            if let Err(error) = self.take_one(batch) {
+                return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
+            }
+        }
+        self.common.check_mapping()?;
+        Ok(count)
+    }
+
+    fn put_back(&mut self, token: Token) -> Result<(), QueueError> {
+        self.taken.undo(token)?;
+        self.last_avail = self.last_avail.wrapping_sub(1);
+        Ok(())
+    }
+
+    #[inline]
+    fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError> {
+        self.taken.complete(token, written)
+    }
+
+    fn flush(&mut self) -> Result<(usize, usize), QueueError> {
+        self.common.check()?;
+        let first = self.next_used;
+        let (mut buffers, mut entries) = (0, 0);
+        while let Some(used) = self.taken.next_used(self.merge) {
+            // Under IN_ORDER the one element of a batch goes to the slot of its first buffer, with
+            // the head of its last one (2.7.9).
+            let offset = used_offset(self.next_used & self.mask);
+            self.areas.used.store32(offset, used.id.into(), Ordering::Relaxed);
+            self.areas.used.store32(offset + 4, used.written, Ordering::Relaxed);
+            self.next_used = self.next_used.wrapping_add(used.buffers);
+            buffers += usize::from(used.buffers);
+            entries += 1;
+        }
+        if entries > 0 {
+            // Release: pairs with the driver's acquire load of the index; elements and payload are
+            // visible before it.
+            self.areas.used.store16(INDEX, self.next_used, Ordering::Release);
+            self.log_used(first, buffers as u16);
+            self.common.check_mapping()?;
+        }
+        Ok((buffers, entries))
+    }
+
+    fn call_wanted(&mut self) -> Result<bool, QueueError> {
+        self.common.check()?;
+        let new = self.next_used;
+        let old = self.asked.replace(new);
+        if old == Some(new) {
+            return Ok(false);
+        }
+        // Full barrier: pairs with the driver's, between stating its wish and reading the index.
+        full_fence();
+        let avail = &self.areas.avail;
+        if self.common.event_idx {
+            let event = avail.load16(used_event_offset(self.common.size), Ordering::Relaxed);
+            return Ok(old.is_none_or(|old| need_event(event, new, old)));
+        }
+        Ok(avail.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0)
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        let used = &self.areas.used;
+        if self.common.event_idx {
+            used.store16(avail_event_offset(self.common.size), self.last_avail, Ordering::Relaxed);
+        } else {
+            used.store16(FLAGS, 0, Ordering::Relaxed);
+        }
+        // Full barrier: pairs with the driver's, between publishing the index and reading this.
+        full_fence();
+        self.has_available()
+    }
+
+    fn disable_kicks(&mut self) {
+        // With EVENT_IDX an event index that stays behind is quiet by itself (2.7.10).
+        if !self.common.event_idx {
+            self.areas.used.store16(FLAGS, NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    fn has_available(&self) -> bool {
+        self.common.broken.is_none() && self.avail_index() != self.last_avail
+    }
+
+    fn outstanding(&self) -> usize {
+        self.taken.len()
+    }
+
+    fn position(&self) -> Position {
+        Position { available: self.last_avail, used: self.next_used, ..Position::default() }
+    }
+
+    fn abandon(&mut self) -> Position {
+        let (buffers, _) = self.taken.abandon();
+        self.last_avail = self.last_avail.wrapping_sub(buffers);
+        self.position()
+    }
+
+    fn set_memory(&mut self, memory: Arc<Memory>) {
+        self.common.memory = memory;
+    }
+
+    fn broken(&self) -> Option<&Fault> {
+        self.common.broken.as_ref()
+    }
+
+    fn set_broken(&mut self, fault: Fault) {
+        self.common.broken.get_or_insert(fault);
+    }
+
+    fn set_merge(&mut self, merge: bool) {
+        self.merge = merge;
+    }
+}
