@@ -1,0 +1,27 @@
+//! What Python sees of virtq-core, as `virtq._core`. `virtq/_core.pyi` documents it.
+
+mod blk;
+mod errors;
+mod memory;
+mod net;
+mod pump;
+mod queue;
+
+use pyo3::prelude::*;
+use pyo3::types::IntoPyDict;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    blk::register(module)?;
+    errors::register(module)?;
+    memory::register(module)?;
+    net::register(module)?;
+    queue::register(module)
+}
+
+/// A new class made by `collections.namedtuple`.
+fn named_tuple(py: Python<'_>, name: &str, fields: &[&str]) -> PyResult<Py<PyAny>> {
+    let module = [("module", "virtq._core")].into_py_dict(py)?;
+    let namedtuple = py.import("collections")?.getattr("namedtuple")?;
+    Ok(namedtuple.call((name, fields.to_vec()), Some(&module))?.unbind())
+}
