@@ -1,0 +1,43 @@
+"""Types of options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from virtq.errors import VirtqError
+from virtq.features import DEVICE_NAMES
+from virtq.uri import parse_size
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with a unit or without."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except VirtqError as error:
+            self.fail(str(error), param, ctx)
+
+
+class DeviceType(click.ParamType[int]):
+    """A device type by its short name or id."""
+
+    name = "type"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        for device_id, name in DEVICE_NAMES.items():
+            if value in (device_id, name, str(device_id)):
+                return device_id
+        if isinstance(value, int) or str(value).isdecimal():
+            return int(value)
+        self.fail(f"{value!r} is none of {', '.join(DEVICE_NAMES.values())}", param, ctx)
+
+
+SIZE = Size()
+DEVICE_TYPE = DeviceType()

@@ -1,0 +1,1 @@
+"""Devices by type, one file each; `virtq.drivers` has their twins."""

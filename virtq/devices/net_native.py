@@ -1,0 +1,71 @@
+"""The core's ports: their packets go between ring and port without the interpreter.
+
+Each says the same as its namesake in `net_ports` or `net_tap`, but a device on one of these has its
+data queues served by `NetPump` threads. It takes every frame that the port has for it, so it offers
+no receive filters (CTRL_RX, CTRL_VLAN): the driver filters for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+from virtq._core import NetHub, NetPort
+from virtq.devices.net_ports import Link, Port
+from virtq.devices.net_tap import TapPort
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
+
+class NativePort(Port):
+    """A port of the core. Use one of the class methods."""
+
+    def __init__(self, make: Callable[[int], NetPort]) -> None:
+        self._make = make
+
+    @classmethod
+    def sink(cls) -> Self:
+        """Takes everything, gives nothing."""
+        return cls(lambda pairs: NetPort.sink())
+
+    @classmethod
+    def source(cls, size: int = 64, count: int | None = None) -> Self:
+        """Gives `count` frames (None: without end) of `size` bytes, as in `NetPort.source`."""
+        return cls(lambda pairs: NetPort.source(size, count))
+
+    @classmethod
+    def hub(cls) -> Self:
+        """A hub: give the same port to each device."""
+        hub = NetHub()
+        return cls(lambda pairs: NetPort.hub(hub))
+
+    @classmethod
+    def pcap(cls, read: StrPath | None = None, write: StrPath | None = None) -> Self:
+        """Gives the frames of one capture file, and writes what is sent into another."""
+        return cls(lambda pairs: NetPort.pcap(read, write))
+
+    @classmethod
+    def tap(cls, name: str) -> Self:
+        """A tap interface of the host, offloads passed through."""
+        port = cls(lambda pairs: NetPort.tap(name, pairs))
+        port.offloads = TapPort.offloads
+        return port
+
+    def open(self, pairs: int) -> NativeLink:
+        return NativeLink(self._make(pairs))
+
+
+class NativeLink(Link):
+    """An open port of the core; `NetPump` moves its packets."""
+
+    def __init__(self, native: NetPort) -> None:
+        super().__init__()
+        self.native = native
+        self._offloads = 0
+
+    def configure(self, pairs: int, offloads: int) -> None:
+        """Raises OSError for offloads that the kernel does not have together."""
+        if offloads != self._offloads:
+            self.native.set_offloads(offloads)
+            self._offloads = offloads

@@ -1,0 +1,377 @@
+"""What serves a virtqueue on the device's side.
+
+A `Runner` owns one `DeviceQueue` from start to stop. Those here call Python handlers from the
+asyncio loop of the transport's thread; devices with a native data path bring runners that work on
+threads of their own. The rest of the device does not see the difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from inspect import isawaitable
+from typing import Any, Protocol
+
+from virtq._core import Batch, DeviceQueue, Position, Request
+from virtq.errors import RingFault, StaleBuffer, TranslationMiss, VirtqError
+
+log = logging.getLogger("virtq.device")
+
+BATCH_BUFFERS = 64
+"""Buffers taken at once."""
+TURN_BUFFERS = 1024
+"""Buffers served before the loop gets a turn for everything else."""
+POLL_INTERVAL_S = 0.001
+"""Between two looks at a queue that came without a descriptor for kicks."""
+
+Written = int | Sequence[int] | None
+RequestHandler = Callable[[Request], int | Awaitable[int | None] | None]
+BatchHandler = Callable[[Batch], Written | Awaitable[Written]]
+
+
+class Runner(Protocol):
+    """Serves one virtqueue. All calls come from the transport's thread."""
+
+    def start(self) -> None:
+        """Begin; the queue is disabled until `enable(True)`."""
+        ...
+
+    def enable(self, on: bool) -> None:
+        """While disabled nothing is taken, or (network transmit) what is taken is discarded."""
+        ...
+
+    def retry(self) -> None:
+        """Look again at a queue that waited for guest memory to be mapped."""
+        ...
+
+    def stop(self) -> Position:
+        """Publish what is finished, forget the rest, and tell where the next owner resumes."""
+        ...
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """The counters of the queue, and the runner's own."""
+        ...
+
+
+class Watch:
+    """Calls back when the driver kicks: by the queue's kick descriptor, or by polling without
+    one."""
+
+    def __init__(self, queue: DeviceQueue, ready: Callable[[], None]) -> None:
+        self._queue = queue
+        self._ready = ready
+        self._loop = asyncio.get_running_loop()
+        self._fd: int | None = queue.kick_fd
+        self._timer: asyncio.TimerHandle | None = None
+        if self._fd is None:
+            self._poll()
+        else:
+            self._loop.add_reader(self._fd, self._kicked)
+
+    def _kicked(self) -> None:
+        self._queue.drain_kick()
+        self._ready()
+
+    def _poll(self) -> None:
+        self._timer = self._loop.call_later(POLL_INTERVAL_S, self._poll)
+        if self._queue.has_available:
+            self._ready()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class LoopRunner:
+    """Serves a virtqueue from the asyncio loop of the thread that starts it, batch by batch.
+
+    What is done with a batch is the subclass's: `RequestRunner` calls a handler for each buffer,
+    `BatchRunner` one for all. A handler's result is the number of bytes written; it may be
+    awaitable, and other buffers are served meanwhile. A handler that raises leaves what it was
+    given completed with 0 bytes written; the first time for each place in the code is logged with
+    the traceback."""
+
+    def __init__(
+        self,
+        queue: DeviceQueue,
+        *,
+        name: str,
+        missed: Callable[[int, TranslationMiss], None] | None = None,
+    ) -> None:
+        """`missed` is told of guest memory that has no mapping; `retry` continues afterwards."""
+        self._queue = queue
+        self._name = name
+        self._missed = missed
+        self._watch: Watch | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._publish_soon: asyncio.Handle | None = None
+        self._turn_soon: asyncio.Handle | None = None
+        self._stopped = False
+        self._handler_errors = 0
+        self._places: set[tuple[str, int]] = set()
+
+    def _serve(self, batch: Batch) -> None:
+        """Have the handler do its work; complete what is done already."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def enable(self, on: bool) -> None:
+        if on and self._watch is None and not self._stopped:
+            self._watch = Watch(self._queue, self._turn)
+            self._schedule_turn()
+        elif not on:
+            self._unwatch()
+
+    def retry(self) -> None:
+        """Look again at a queue that waited for guest memory to be mapped."""
+        if self._watch is not None:
+            self._schedule_turn()
+
+    def stop(self) -> Position:
+        self._stopped = True
+        self._unwatch()
+        for task in self._tasks:
+            task.cancel()
+        self._publish()
+        try:
+            return self._queue.stop()
+        except VirtqError:
+            return self._queue.position
+
+    @property
+    def stats(self) -> dict[str, int]:
+        return {**self._queue.stats, "handler_errors": self._handler_errors}
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._turn_soon is not None:
+            self._turn_soon.cancel()
+            self._turn_soon = None
+
+    def _schedule_turn(self) -> None:
+        if self._turn_soon is None:
+            self._turn_soon = self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Serve what is available, up to a fair share; then ask for kicks again."""
+        if self._turn_soon is not None:
+            self._turn_soon.cancel()
+            self._turn_soon = None
+        try:
+            self._queue.disable_kicks()
+            for _ in range(0, TURN_BUFFERS, BATCH_BUFFERS):
+                batch = self._queue.take(BATCH_BUFFERS)
+                if len(batch):
+                    self._serve(batch)
+                    self._queue.notify()
+                elif not self._queue.enable_kicks():
+                    return
+                else:
+                    self._queue.disable_kicks()
+            self._schedule_turn()
+        except TranslationMiss as miss:
+            self._wait_for_mapping(miss)
+        except RingFault as fault:
+            self._give_up(fault)
+
+    def _later(self, pending: Awaitable[Any], complete: Callable[[Any], None]) -> None:
+        """Complete when `pending` is done, with its result, or with 0 if it raises."""
+        task = asyncio.ensure_future(self._finish(pending, complete))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, pending: Awaitable[Any], complete: Callable[[Any], None]) -> None:
+        written = 0
+        try:
+            written = await pending
+        except Exception as error:
+            self._failed(error)
+        if self._stopped:
+            return
+        try:
+            self._complete(complete, written)
+        except RingFault as fault:
+            self._give_up(fault)
+        if self._publish_soon is None:
+            self._publish_soon = self._loop.call_soon(self._publish)
+
+    def _complete(self, complete: Callable[[Any], None], written: Any) -> None:
+        """A result that makes no sense, such as more bytes than there is room for, is a failure of
+        the handler as well."""
+        try:
+            complete(written)
+        except (TypeError, ValueError, OverflowError) as error:
+            self._failed(error)
+            complete(0)
+
+    def _publish(self) -> None:
+        self._publish_soon = None
+        try:
+            self._queue.notify()
+        except TranslationMiss as miss:
+            self._wait_for_mapping(miss)
+        except RingFault as fault:
+            self._give_up(fault)
+        except StaleBuffer:
+            pass
+
+    def _failed(self, error: Exception) -> None:
+        self._handler_errors += 1
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = (trace.tb_frame.f_code.co_filename, trace.tb_lineno) if trace else ("", 0)
+        if place not in self._places:
+            self._places.add(place)
+            log.error(
+                "queue %s: the handler failed; its request completes with 0 bytes written "
+                "(logged once for this place)",
+                self._name,
+                exc_info=error,
+            )
+
+    def _wait_for_mapping(self, miss: TranslationMiss) -> None:
+        if self._missed is not None:
+            self._missed(self._queue.index, miss)
+        else:
+            log.warning("queue %s waits: %s", self._name, miss.args[0])
+
+    def _give_up(self, fault: RingFault) -> None:
+        requirement = f" [{fault.args[1]}]" if len(fault.args) > 1 and fault.args[1] else ""
+        log.error("queue %s is broken: %s%s", self._name, fault.args[0], requirement)
+        self._unwatch()
+
+
+class RequestRunner(LoopRunner):
+    """Calls `handler` for each buffer; its result is the bytes written, None for what the request
+    knows itself."""
+
+    def __init__(self, queue: DeviceQueue, handler: RequestHandler, **options: Any) -> None:
+        super().__init__(queue, **options)
+        self._handler = handler
+
+    def _serve(self, batch: Batch) -> None:
+        for request in batch:
+            written: int | Awaitable[int | None] | None = 0
+            try:
+                written = self._handler(request)
+            except Exception as error:
+                self._failed(error)
+            if isawaitable(written):
+                self._later(written, request.complete)
+            else:
+                self._complete(request.complete, written)
+
+
+class BatchRunner(LoopRunner):
+    """Calls `handler` for each batch; its result is the bytes written to all, to each, or None if
+    it has completed every request itself."""
+
+    def __init__(self, queue: DeviceQueue, handler: BatchHandler, **options: Any) -> None:
+        super().__init__(queue, **options)
+        self._handler = handler
+
+    def _serve(self, batch: Batch) -> None:
+        written: Written | Awaitable[Written] = 0
+        try:
+            written = self._handler(batch)
+        except Exception as error:
+            self._failed(error)
+        if isawaitable(written):
+            self._later(written, partial(_complete_batch, batch))
+        else:
+            self._complete(partial(_complete_batch, batch), written)
+
+
+def _complete_batch(batch: Batch, written: Written) -> None:
+    """Complete what the handler has not completed itself."""
+    if written is None:
+        return
+    try:
+        batch.complete(written)
+    except StaleBuffer:
+        each = [written] * len(batch) if isinstance(written, int) else written
+        for request, one in zip(batch, each, strict=True):
+            with contextlib.suppress(StaleBuffer):
+                request.complete(one)
+
+
+class Pump(Protocol):
+    """A data path of the core: one queue on a thread of its own (`BlkPump`, `NetPump`)."""
+
+    def enable(self, on: bool) -> None: ...
+    def wake(self) -> None: ...
+    @property
+    def attention_fd(self) -> int: ...
+    def trouble(self) -> Exception | None: ...
+    def stop(self) -> Position: ...
+    @property
+    def stats(self) -> dict[str, int]: ...
+
+
+class PumpRunner:
+    """Serves a virtqueue by a data path of the core, and watches over it from the loop."""
+
+    def __init__(
+        self,
+        queue: DeviceQueue,
+        make: Callable[[], Pump],
+        *,
+        name: str,
+        missed: Callable[[int, TranslationMiss], None] | None = None,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        """`make` starts the pump, disabled. `ended` is called when it has stopped."""
+        self._queue = queue
+        self._make = make
+        self._name = name
+        self._missed = missed
+        self._ended = ended
+        self._pump: Pump | None = None
+        self._last: Mapping[str, int] = {}
+
+    def start(self) -> None:
+        self._pump = self._make()
+        asyncio.get_running_loop().add_reader(self._pump.attention_fd, self._look)
+
+    def enable(self, on: bool) -> None:
+        if self._pump is not None:
+            self._pump.enable(on)
+
+    def retry(self) -> None:
+        if self._pump is not None:
+            self._pump.wake()
+
+    def stop(self) -> Position:
+        if self._pump is None:
+            return self._queue.stop()
+        asyncio.get_running_loop().remove_reader(self._pump.attention_fd)
+        position = self._pump.stop()
+        self._last, self._pump = self._pump.stats, None
+        if self._ended is not None:
+            self._ended()
+        return position
+
+    @property
+    def stats(self) -> dict[str, int]:
+        own = self._last if self._pump is None else self._pump.stats
+        return {**own, **self._queue.stats}
+
+    def _look(self) -> None:
+        trouble = self._pump.trouble() if self._pump is not None else None
+        if isinstance(trouble, TranslationMiss) and self._missed is not None:
+            self._missed(self._queue.index, trouble)
+        elif trouble is not None:
+            requirement = trouble.args[1] if isinstance(trouble, RingFault) else ""
+            suffix = f" [{requirement}]" if requirement else ""
+            log.error("queue %s is broken: %s%s", self._name, trouble.args[0], suffix)

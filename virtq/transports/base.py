@@ -1,0 +1,127 @@
+"""Where the roles and the transports meet: what each may call on the other.
+
+A transport knows neither device types nor drivers; a device or driver knows no transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from virtq._core import DeviceQueue, DriverQueue, Memory, Position, TranslationMiss
+
+
+class DeviceSide(Protocol):
+    """What a transport asks of a device; `virtq.Device` implements it.
+
+    All calls come from one thread, with an asyncio loop running in it.
+    """
+
+    @property
+    def device_id(self) -> int: ...
+    @property
+    def queue_sizes(self) -> Sequence[int]:
+        """The largest size of each virtqueue; its length is the number of virtqueues."""
+        ...
+
+    @property
+    def offered_features(self) -> int: ...
+    def accept_features(self, features: int) -> None:
+        """The driver's choice, a subset of what was offered. Raises FeatureError if the device
+        cannot work with it."""
+        ...
+
+    @property
+    def one_used_entry_per_buffer(self) -> bool:
+        """For drivers that cannot follow one used entry for a batch (2.7.9, 2.8.8)."""
+        ...
+
+    @property
+    def config_size(self) -> int: ...
+    def read_config(self, offset: int, length: int) -> bytes: ...
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Raises ConfigError for a field that is not writable or a value out of range."""
+        ...
+
+    def start_queue(self, queue: DeviceQueue, enabled: bool) -> None:
+        """Serve this virtqueue from now on. Not enabled (vhost-user): without side effects."""
+        ...
+
+    def enable_queue(self, index: int, enabled: bool) -> None: ...
+    def stop_queue(self, index: int) -> Position:
+        """Stop serving, finish or forget what is held, and tell where to resume."""
+        ...
+
+    def reset(self) -> None:
+        """Back to the state before feature negotiation; every queue is stopped."""
+        ...
+
+    def on_config_change(self, notify: Callable[[], None] | None) -> None:
+        """The transport's way to send a configuration change notification (None: no driver)."""
+        ...
+
+
+@runtime_checkable
+class TranslatedDevice(Protocol):
+    """What a device has besides `DeviceSide` to work behind an IOMMU (ACCESS_PLATFORM, 6.1); a
+    transport does not offer that feature for a device without it.
+
+    When `take` or a request raises TranslationMiss, the device reports it, leaves the queue as it
+    is and goes on with others. The transport asks the other side, and says when to try again.
+    """
+
+    def on_translation_miss(self, resolve: Callable[[int, TranslationMiss], None] | None) -> None:
+        """The transport's way to learn of guest memory without a mapping: the virtqueue's index and
+        what is missing (None: no driver)."""
+        ...
+
+    def retry_queue(self, index: int) -> None:
+        """A mapping has arrived: look again at a virtqueue that waited for one."""
+        ...
+
+
+class DriverTransport(Protocol):
+    """What a driver asks of a transport: one device, seen from the driver's side."""
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that the device can reach; driver code allocates rings and buffers in it."""
+        ...
+
+    @property
+    def device_id(self) -> int | None:
+        """The device type where the transport tells it (vhost-user does not)."""
+        ...
+
+    @property
+    def queue_count(self) -> int: ...
+    def queue_size_max(self, index: int) -> int: ...
+    def read_features(self) -> int: ...
+    def write_features(self, features: int) -> None: ...
+    def read_status(self) -> int: ...
+    def write_status(self, status: int) -> None:
+        """0 resets the device and returns when the reset is complete."""
+        ...
+
+    @property
+    def config_size(self) -> int:
+        """0 where the transport has no configuration space for this device."""
+        ...
+
+    def read_config(self, offset: int, length: int) -> bytes: ...
+    def write_config(self, offset: int, data: bytes) -> None: ...
+    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+        """Tell the device where the virtqueue is (guest addresses), connect its notifications
+        (`queue.set_kick`, `queue.set_call`) and enable it."""
+        ...
+
+    def reset_queue(self, index: int) -> Position:
+        """Stop one virtqueue (2.6.1) and tell where the device stood."""
+        ...
+
+    def check(self) -> None:
+        """Raises PeerGone if the other end is no longer there."""
+        ...
+
+    def on_config_change(self, callback: Callable[[], None] | None) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,208 @@
+"""A driver and a device in one process, without a socket.
+
+`LoopbackTransport` is the driver's transport and holds the device. The device lives in a thread of
+its own with an asyncio loop; rings and buffers lie in one shared `Memory`, and notifications are
+eventfds, just as they would be between two processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from virtq._core import DeviceQueue, DriverQueue, Memory, Position
+from virtq.errors import ConfigError, FeatureError, PeerGone
+from virtq.features import F
+from virtq.status import DeviceStatus, Phase, Status, Step
+from virtq.transports.base import DeviceSide
+
+log = logging.getLogger("virtq.loopback")
+
+T = TypeVar("T")
+
+MEMORY_BYTES = 64 << 20
+GUEST_BASE = 1 << 32  # beyond 32 bits, so that an address that was cut short shows at once
+ANSWER_TIMEOUT_S = 60.0
+
+
+class LoopbackTransport:
+    """Implements `virtq.transports.base.DriverTransport` on a device in this process."""
+
+    def __init__(
+        self,
+        device: DeviceSide,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        when_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Starts the device's thread. `memory_bytes`: what the driver can use for rings and
+        buffers. `when_closed` is called once the device is let go."""
+        self.device = device
+        self._when_closed = when_closed
+        self._memory = Memory.allocate(memory_bytes, GUEST_BASE)
+        self._status = DeviceStatus()
+        self._features = 0
+        self._queues: dict[int, DeviceQueue] = {}
+        self._callback: Callable[[], None] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="virtq-loopback", daemon=True)
+        self._thread.start()
+        self._ask(lambda: device.on_config_change(self._config_changed))
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Have the device's thread make a call; what it raises is raised here."""
+        if threading.current_thread() is self._thread:
+            return call()
+        self.check()
+
+        async def make() -> T:
+            return call()
+
+        answer = asyncio.run_coroutine_threadsafe(make(), self._loop)
+        return answer.result(ANSWER_TIMEOUT_S)
+
+    def _config_changed(self) -> None:
+        if self._callback is not None and self._status.value & Status.DRIVER_OK:
+            self._callback()
+
+    # What the device is
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory
+
+    @property
+    def device_id(self) -> int | None:
+        return self.device.device_id
+
+    @property
+    def queue_count(self) -> int:
+        return len(self.device.queue_sizes)
+
+    def queue_size_max(self, index: int) -> int:
+        return self.device.queue_sizes[index]
+
+    # Negotiation
+
+    def read_features(self) -> int:
+        return self._ask(lambda: self.device.offered_features)
+
+    def write_features(self, features: int) -> None:
+        """Raises FeatureError once FEATURES_OK is set (3.1.1)."""
+        if self._status.value & Status.FEATURES_OK:
+            raise FeatureError("features cannot be written any more: FEATURES_OK is set (3.1.1)")
+        self._features = features
+
+    def read_status(self) -> int:
+        return self._status.value
+
+    def write_status(self, status: int) -> None:
+        """Raises StatusError for a write that section 2.1 or 3.1 does not allow."""
+        for step in self._status.steps(status):
+            if not self._ask(lambda step=step: self._carry_out(step)):  # type: ignore[misc]
+                return
+            self._status.done(step, may_suspend=bool(self._features & F.SUSPEND))
+
+    def _carry_out(self, step: Step) -> bool:
+        """In the device's thread. False if the device does not take the step."""
+        if step is Step.RESET:
+            self.device.reset()
+            self._queues.clear()
+            self._features = 0
+        elif step is Step.ACCEPT_FEATURES:
+            try:
+                self.device.accept_features(self._features)
+            except FeatureError as error:
+                log.warning("the device leaves FEATURES_OK off: %s", error)
+                return False
+        elif step is Step.GO_LIVE:
+            for queue in self._queues.values():
+                self.device.start_queue(queue, True)
+        return step not in (Step.SUSPEND, Step.RESUME)
+
+    # Configuration space
+
+    @property
+    def config_size(self) -> int:
+        return self.device.config_size
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Raises ConfigError beyond the end."""
+        return self._ask(lambda: self.device.read_config(offset, length))
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Raises ConfigError as the device does, and while features are negotiated (3.1.1)."""
+        if not self._status.value & Status.FEATURES_OK:
+            raise ConfigError("the configuration cannot be written before FEATURES_OK (3.1.1)")
+        self._ask(lambda: self.device.write_config(offset, data))
+
+    def on_config_change(self, callback: Callable[[], None] | None) -> None:
+        """`callback` is called in the device's thread."""
+        self._callback = callback
+
+    # Virtqueues
+
+    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+        kick, call = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
+        try:
+            queue.set_kick(kick)
+            queue.set_call(call)
+            self._ask(lambda: self._add_queue(queue, (desc, driver, device), kick, call))
+        finally:
+            os.close(kick)
+            os.close(call)
+
+    def _add_queue(
+        self, queue: DriverQueue, areas: tuple[int, int, int], kick: int, call: int
+    ) -> None:
+        other = DeviceQueue(
+            self._memory,
+            self._features,
+            queue.size,
+            *areas,
+            index=queue.index,
+            one_used_entry_per_buffer=self.device.one_used_entry_per_buffer,
+        )
+        other.set_kick(kick)
+        other.set_call(call)
+        self._queues[queue.index] = other
+        if self._status.phase is Phase.LIVE:
+            self.device.start_queue(other, True)
+
+    def reset_queue(self, index: int) -> Position:
+        self._queues.pop(index, None)
+        return self._ask(lambda: self.device.stop_queue(index))
+
+    # The end
+
+    def check(self) -> None:
+        if not self._thread.is_alive():
+            raise PeerGone("the device's thread has ended")
+
+    def close(self) -> None:
+        """Resets the device and ends its thread. Harmless when done twice."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._ask(self._part)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._when_closed()
+
+    def _part(self) -> None:
+        self.device.reset()
+        self.device.on_config_change(None)
+        self._queues.clear()

@@ -1,0 +1,429 @@
+"""The front-end: a driver's transport to a device that another process serves over a socket.
+
+Calls block, with a time limit. Where the back-end has REPLY_ACK every request is acknowledged, so
+that a refusal is an error at the call that caused it; otherwise the calls that set something up
+end with a question that a back-end cannot answer before it has dealt with the rest.
+
+What the back-end has to say of its own arrives on the other channel and is answered by a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from virtq._core import DriverQueue, Memory, Position
+from virtq.errors import ConfigError, FeatureError, TransportError
+from virtq.features import F
+from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user.exchange import Exchange, Refused
+from virtq.transports.vhost_user.fds import close_fd
+from virtq.transports.vhost_user.messages import (
+    PROTOCOL_FEATURES,
+    TRANSPORT_FEATURES,
+    Back,
+    Front,
+    P,
+)
+from virtq.transports.vhost_user.other_channel import OtherChannel
+from virtq.transports.vhost_user.protocol import FrontendProtocol
+from virtq.transports.vhost_user.rings import (
+    MAX_QUEUE_SIZE,
+    MAX_QUEUES,
+    Ring,
+    pack_base,
+    unpack_base,
+)
+from virtq.transports.vhost_user.wire import (
+    IOTLB_READ,
+    IOTLB_WRITE,
+    MAX_CONFIG_BYTES,
+    MAX_REGIONS,
+    U64,
+    Config,
+    Iotlb,
+    IotlbType,
+    Payload,
+    ProtocolError,
+    Region,
+    RegionTable,
+    VringAddress,
+    VringState,
+)
+
+log = logging.getLogger("virtq.vhost_user")
+
+WANTED = (
+    P.MQ
+    | P.REPLY_ACK
+    | P.BACKEND_REQ
+    | P.CONFIG
+    | P.RESET_DEVICE
+    | P.CONFIGURE_MEM_SLOTS
+    | P.STATUS
+)
+"""Protocol features that the front-end takes where they are offered."""
+
+TIMEOUT_S = 5.0
+MEMORY_BYTES = 64 << 20
+QUEUE_SIZE = 1024
+GUEST_BASE = 1 << 32
+"""Beyond 32 bits, so that an address that was cut short shows at once."""
+
+
+@dataclass(slots=True)
+class _Enabled:
+    device_area: int
+    err: int
+
+
+class Frontend:
+    """Implements `virtq.transports.base.DriverTransport` over a vhost-user socket.
+
+    `where` is the path that a back-end listens on, or a connected socket (owned here from now on).
+    Shared with the back-end: `memory_size` bytes of memory.
+
+    vhost-user tells neither how many virtqueues a device needs nor how large they may be.
+    `queues` is the number of virtqueues; without it that of GET_QUEUE_NUM, or 1 for a back-end
+    without MQ. Some back-ends (DPDK's) count pairs there, so for a network device give the number.
+    `queue_size_max` (at most 32768) is the largest queue to ask for; where the back-end refuses it,
+    half of it is tried, and so on.
+
+    Raises TransportError that names the socket if there is no back-end or it does not answer.
+    """
+
+    def __init__(
+        self,
+        where: str | socket.socket,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        memory_size: int = MEMORY_BYTES,
+        queues: int | None = None,
+        queue_size_max: int = QUEUE_SIZE,
+    ) -> None:
+        self._name = where if isinstance(where, str) else f"socket {where.fileno()}"
+        self._queue_size_max = min(queue_size_max, MAX_QUEUE_SIZE)
+        self._callback: Callable[[], None] | None = None
+        self._enabled: dict[int, _Enabled] = {}
+        self._queue_sizes: dict[int, int] = {}
+        self._shared: set[Region] = set()
+        self._status = 0
+        self._config_size: int | None = None
+        self._other: OtherChannel | None = None
+        self._protocol = FrontendProtocol()
+        self._negotiation = self._protocol.negotiation
+        self._negotiation.rings = [Ring(index) for index in range(MAX_QUEUES)]
+        sock = channel.connect(where, timeout_s) if isinstance(where, str) else where
+        self._exchange = Exchange(sock, self._protocol.main, self._name, timeout_s)
+        try:
+            self._memory = Memory.allocate(memory_size, GUEST_BASE)
+            self._queue_count = self._open(queues)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, queues: int | None) -> int:
+        """Negotiate what comes before the device's own features; returns the number of queues."""
+        negotiation = self._negotiation
+        negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
+        if negotiation.offered & PROTOCOL_FEATURES:
+            negotiation.offered_protocol = P(self._exchange.ask(Front.GET_PROTOCOL_FEATURES))
+            self._exchange.tell(
+                Front.SET_PROTOCOL_FEATURES, U64(negotiation.offered_protocol & WANTED)
+            )
+        if queues is None:
+            reported = self._exchange.ask(Front.GET_QUEUE_NUM) if negotiation.has(P.MQ) else 1
+            queues = min(reported, MAX_QUEUES)
+        if negotiation.has(P.BACKEND_REQ):
+            self._open_other()
+        self._exchange.tell(Front.SET_OWNER)
+        return queues
+
+    def _open_other(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._other = OtherChannel(ours, self._protocol.other, self._name, self._told)
+            self._exchange.tell(Front.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+
+    # ------------------------------------------------------------ what is on the other end
+
+    @property
+    def name(self) -> str:
+        """The socket's path."""
+        return self._name
+
+    @property
+    def offered_protocol_features(self) -> P:
+        return self._negotiation.offered_protocol
+
+    @property
+    def protocol_features(self) -> P:
+        """Those that were negotiated."""
+        return self._negotiation.protocol
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory
+
+    @property
+    def device_id(self) -> int | None:
+        """None: vhost-user does not tell."""
+        return None
+
+    @property
+    def queue_count(self) -> int:
+        return self._queue_count
+
+    def queue_size_max(self, index: int) -> int:
+        """Found by asking, where the back-end acknowledges: the messages do not tell it."""
+        if index not in self._queue_sizes:
+            self._queue_sizes[index] = self._accepted_size(index)
+        return self._queue_sizes[index]
+
+    def _accepted_size(self, index: int) -> int:
+        size = self._queue_size_max
+        while size > 1 and self._negotiation.has(P.REPLY_ACK):
+            try:
+                self._exchange.tell(Front.SET_VRING_NUM, VringState(index, size))
+                return size
+            except Refused:
+                size //= 2
+        return size
+
+    # ------------------------------------------------------------ features and status
+
+    def read_features(self) -> int:
+        self._negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
+        return self._negotiation.offered & ~TRANSPORT_FEATURES
+
+    def write_features(self, features: int) -> None:
+        """Raises FeatureError for features that are not offered, or that the back-end refuses."""
+        offered = self._negotiation.offered
+        if surplus := features & ~(offered & ~TRANSPORT_FEATURES):
+            raise FeatureError(f"{self._name}: features {surplus:#x} are not offered")
+        try:
+            self._exchange.tell(Front.SET_FEATURES, U64(features | offered & PROTOCOL_FEATURES))
+        except Refused as refused:
+            raise FeatureError(f"{self._name}: features {features:#x}: {refused}") from None
+        self._exchange.settle()
+
+    def read_status(self) -> int:
+        if self._negotiation.has(P.STATUS):
+            return self._exchange.ask(Front.GET_STATUS)
+        return self._status
+
+    def write_status(self, status: int) -> None:
+        """0 stops every virtqueue, and resets the device where the back-end knows how to."""
+        if not status:
+            for index in list(self._enabled):
+                self.reset_queue(index)
+        if self._negotiation.has(P.STATUS):
+            self._exchange.tell(Front.SET_STATUS, U64(status))
+        elif not status and self._negotiation.has(P.RESET_DEVICE):
+            self._exchange.tell(Front.RESET_DEVICE)
+        self._status = status
+        if not status:
+            self._exchange.settle()
+
+    # ------------------------------------------------------------ configuration space
+
+    @property
+    def config_size(self) -> int:
+        """How much of the configuration space the back-end shows (at most 256 bytes); found out by
+        asking, the first time. 0 without CONFIG."""
+        if self._config_size is None:
+            self._config_size = self._find_config_size()
+        return self._config_size
+
+    def _find_config_size(self) -> int:
+        if not self._negotiation.has(P.CONFIG):
+            return 0
+        known, unknown = 0, MAX_CONFIG_BYTES + 1
+        probe = MAX_CONFIG_BYTES
+        while known + 1 < unknown:
+            if self._get_config(probe) is not None:
+                known = probe
+            else:
+                unknown = probe
+            probe = (known + unknown) // 2
+        return known
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Raises ConfigError beyond what the back-end shows, and without CONFIG."""
+        if not length:
+            return b""
+        # libvhost-user ignores the offset, so it is always asked for the beginning.
+        end = offset + length
+        data = self._get_config(end) if 0 <= offset < end <= MAX_CONFIG_BYTES else None
+        if data is None:
+            raise ConfigError(f"{self._name}: no configuration bytes {offset} to {end}")
+        return data[offset:]
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Raises ConfigError if the back-end refuses, and without CONFIG."""
+        end = offset + len(data)
+        if not self._negotiation.has(P.CONFIG) or end > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{self._name}: no configuration bytes {offset} to {end}")
+        try:
+            self._exchange.tell(Front.SET_CONFIG, Config(offset, len(data), 0, bytes(data)))
+        except Refused as refused:
+            raise ConfigError(f"{self._name}: bytes {offset} to {end}: {refused}") from None
+        self._exchange.settle()
+
+    def _get_config(self, size: int) -> bytes | None:
+        if not self._negotiation.has(P.CONFIG):
+            return None
+        reply = self._exchange.transact(Front.GET_CONFIG, Config(0, size, 0, bytes(size)))
+        if reply is None or not isinstance(reply.payload, Config):
+            return None
+        if reply.payload.size != size:
+            error = ProtocolError("reply to GET_CONFIG", "size", reply.payload.size, f"not {size}")
+            raise self._exchange.fail(error)
+        return reply.payload.data
+
+    def on_config_change(self, callback: Callable[[], None] | None) -> None:
+        """`callback` is called in the thread of the other channel."""
+        self._callback = callback
+
+    # ------------------------------------------------------------ virtqueues
+
+    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+        """Raises TransportError if the back-end refuses, GuestMemoryError for an area outside of
+        `memory`."""
+        index = queue.index
+        if index in self._enabled:
+            raise ValueError(f"{self._name}: queue {index} is enabled already")
+        with self._exchange.lock:
+            self._share_memory()
+            self._exchange.tell(Front.SET_VRING_NUM, VringState(index, queue.size))
+            self._exchange.tell(Front.SET_VRING_BASE, VringState(index, self._first_base(queue)))
+            desc, driver, used = map(self._ring_address, (desc, driver, device))
+            self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
+            self._connect_events(queue, device)
+            self._enable(index, True)
+            self._exchange.settle()
+
+    def _first_base(self, queue: DriverQueue) -> int:
+        """Where the device begins: at what it has not used yet, even if it is available already."""
+        at = queue.position
+        start = Position(at.used, at.used_wrap, at.used, at.used_wrap, 0)
+        return pack_base(start, bool(queue.features & F.RING_PACKED))
+
+    def _ring_address(self, guest_addr: int) -> int:
+        if (self._negotiation.features or 0) & F.ACCESS_PLATFORM:
+            return guest_addr
+        for region in self._memory.regions:
+            if region.guest_addr <= guest_addr < region.guest_addr + region.size:
+                return region.user_addr + guest_addr - region.guest_addr
+        raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
+
+    def _connect_events(self, queue: DriverQueue, device: int) -> None:
+        kick, call, err = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3))
+        try:
+            queue.set_call(call)
+            queue.set_kick(kick)
+            self._exchange.tell(Front.SET_VRING_CALL, U64(queue.index), [call])
+            self._exchange.tell(Front.SET_VRING_ERR, U64(queue.index), [err])
+            self._exchange.tell(Front.SET_VRING_KICK, U64(queue.index), [kick])
+        except BaseException:
+            os.close(err)
+            raise
+        finally:
+            os.close(kick)
+            os.close(call)
+        self._enabled[queue.index] = _Enabled(device, err)
+
+    def _enable(self, index: int, enabled: bool) -> None:
+        if (self._negotiation.features or 0) & PROTOCOL_FEATURES:
+            self._exchange.tell(Front.SET_VRING_ENABLE, VringState(index, int(enabled)))
+
+    def reset_queue(self, index: int) -> Position:
+        """Raises ValueError for a virtqueue that is not enabled."""
+        if index not in self._enabled:
+            raise ValueError(f"{self._name}: queue {index} is not enabled")
+        with self._exchange.lock:
+            self._enable(index, False)
+            reply = self._exchange.transact(Front.GET_VRING_BASE, VringState(index, 0))
+        enabled = self._enabled.pop(index)
+        close_fd(enabled.err)
+        if reply is None or not isinstance(reply.payload, VringState):
+            raise TransportError(f"{self._name}: no base of queue {index}")
+        position = unpack_base(reply.payload.num, self._negotiation.packed)
+        if self._negotiation.packed:
+            return position
+        used = int.from_bytes(self._memory.read(enabled.device_area + 2, 2), "little")
+        return position._replace(used=used)
+
+    def queue_error(self, index: int) -> bool:
+        """Whether the back-end has signalled an error of this virtqueue since the last call."""
+        enabled = self._enabled.get(index)
+        return enabled is not None and channel.drain(enabled.err)
+
+    # ------------------------------------------------------------ memory
+
+    def _share_memory(self) -> None:
+        regions = [Region(*region) for region in self._memory.regions]
+        new = [region for region in regions if region not in self._shared]
+        if not new:
+            return
+        if self._negotiation.has(P.CONFIGURE_MEM_SLOTS):
+            for region in new:
+                fd = self._memory.fd_of(region.guest_addr)
+                self._exchange.tell(Front.ADD_MEM_REG, region, [fd])
+        else:
+            if len(regions) > MAX_REGIONS:
+                raise TransportError(
+                    f"{self._name}: {len(regions)} regions, it takes {MAX_REGIONS}"
+                )
+            fds = [self._memory.fd_of(region.guest_addr) for region in regions]
+            self._exchange.tell(Front.SET_MEM_TABLE, RegionTable(tuple(regions)), fds)
+        self._shared.update(new)
+
+    def _translate(self, question: Iotlb) -> bool:
+        """Tell the back-end what it did not find; False if there is nothing to tell."""
+        for region in self._memory.regions:
+            if region.guest_addr <= question.iova < region.guest_addr + region.size:
+                answer = Iotlb(
+                    region.guest_addr,
+                    region.size,
+                    region.user_addr,
+                    IOTLB_READ | IOTLB_WRITE,
+                    IotlbType.UPDATE,
+                )
+                return self._exchange.transact(Front.IOTLB_MSG, answer, ack=True) is not None
+        return False
+
+    # ------------------------------------------------------------ the end
+
+    def check(self) -> None:
+        """Raises PeerGone if the back-end has closed or died, and again whatever ended the
+        connection before."""
+        self._exchange.check()
+
+    def close(self) -> None:
+        """Let go of the back-end. Harmless when done twice."""
+        if self._other is not None:
+            self._other.close()
+            self._other = None
+        self._exchange.close()
+        for enabled in self._enabled.values():
+            close_fd(enabled.err)
+        self._enabled.clear()
+
+    # ------------------------------------------------------------ what the back-end asks
+
+    def _told(self, code: Back, payload: Payload | None) -> bool:
+        """A request of the back-end, in the other channel's thread; False says no."""
+        if code is Back.CONFIG_CHANGE:
+            if self._callback is not None:
+                self._callback()
+            return True
+        if code is Back.IOTLB_MSG and isinstance(payload, Iotlb):
+            if payload.type == IotlbType.MISS:
+                return self._translate(payload)
+            log.warning("%s: access to %#x failed", self._name, payload.iova)
+            return payload.type == IotlbType.ACCESS_FAIL
+        return False

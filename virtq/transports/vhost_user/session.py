@@ -1,0 +1,475 @@
+"""One front-end, from its connection to its end, as the back-end serves it.
+
+The protocol says what may come; this file says what each request does: to the front-end's memory
+(`Guest`), to its rings (`Vrings`), to the device. Everything runs in callbacks of the event loop,
+one message at a time and never waiting, so a front-end that sends half a message, or does not read
+its replies, holds up nobody but itself.
+
+A request that fails is refused in whatever form it has for that; one without such a form ends the
+session. So does any exception that nobody expected: the front-end is let go, the process stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping
+
+from virtq.errors import ConfigError, TranslationMiss, TransportError, VirtqError
+from virtq.features import F
+from virtq.transports.base import DeviceSide, TranslatedDevice
+from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
+from virtq.transports.vhost_user.messages import (
+    PROTOCOL_FEATURES,
+    TRANSPORT_FEATURES,
+    Back,
+    Front,
+    P,
+)
+from virtq.transports.vhost_user.outbox import Outbox
+from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Request
+from virtq.transports.vhost_user.rings import MAX_QUEUES, split_vring_fd
+from virtq.transports.vhost_user.vrings import RingError, Vrings, reason
+from virtq.transports.vhost_user.wire import (
+    IOTLB_READ,
+    IOTLB_WRITE,
+    U64,
+    Config,
+    Iotlb,
+    IotlbType,
+    LogBase,
+    Payload,
+    ProtocolError,
+    Region,
+    RegionTable,
+    VringState,
+)
+
+log = logging.getLogger("virtq.vhost_user")
+
+OFFERED = (
+    P.MQ
+    | P.LOG_SHMFD
+    | P.REPLY_ACK
+    | P.BACKEND_REQ
+    | P.BACKEND_SEND_FD
+    | P.RESET_DEVICE
+    | P.CONFIGURE_MEM_SLOTS
+    | P.STATUS
+)
+"""Protocol features of every back-end; CONFIG comes with a configuration space. One that a device
+type adds (RARP, MTU) goes here, and its requests into `_HANDLERS`."""
+
+_FEATURES_OK = 8
+_OTHER_CHANNEL_BYTES = 64 * 1024
+"""What may wait for a front-end that does not read its other channel."""
+
+
+def offered_features(device: DeviceSide) -> int:
+    """The feature bits that a back-end for this device offers."""
+    features = int(device.offered_features) & ~TRANSPORT_FEATURES
+    if not isinstance(device, TranslatedDevice):
+        features &= ~int(F.ACCESS_PLATFORM)
+    return features | TRANSPORT_FEATURES
+
+
+def offered_protocol_features(device: DeviceSide) -> P:
+    return OFFERED | (P.CONFIG if device.config_size else P(0))
+
+
+class Session:
+    """Serves one connected front-end. The socket stays the caller's to close."""
+
+    def __init__(self, device: DeviceSide, sock: socket.socket, name: str) -> None:
+        self._device = device
+        self._sock = sock
+        self._name = name
+        self._protocol = BackendProtocol(
+            offered_features(device),
+            offered_protocol_features(device),
+            device.queue_sizes[:MAX_QUEUES],
+        )
+        self._negotiation = self._protocol.negotiation
+        self._guest = Guest()
+        self._vrings = Vrings(device, self._guest, self._negotiation, self._ask_translation, name)
+        self._outbox = Outbox(sock)
+        self._other: socket.socket | None = None
+        self._other_outbox: Outbox | None = None
+        self._asked: set[tuple[int, bool]] = set()
+        self._missing: set[int] = set()
+        self._config_changed = False
+        self._features_refused = False
+
+    async def run(self) -> None:
+        """Serve until the front-end leaves. Raises TransportError (ProtocolError for a violation of
+        the protocol) if it does not leave in good order."""
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._sock.setblocking(False)
+        try:
+            self._device.on_config_change(self._notify_config_change)
+            if isinstance(self._device, TranslatedDevice):
+                self._device.on_translation_miss(self._queue_missed)
+            self._loop.add_reader(self._sock, self._readable)
+            await self._done
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._close_other()
+        for clean_up in (self._vrings.close, self._release_device, self._guest.close):
+            try:
+                clean_up()
+            except Exception:
+                log.exception("%s: cleaning up after the front-end", self._name)
+        self._protocol.close()
+
+    def _release_device(self) -> None:
+        self._device.on_config_change(None)
+        if isinstance(self._device, TranslatedDevice):
+            self._device.on_translation_miss(None)
+        self._device.reset()
+
+    def _finish(self, error: Exception | None = None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+            return
+        if not isinstance(error, TransportError):
+            log.error("%s: not expected", self._name, exc_info=error)
+            error = TransportError(f"{self._name}: {type(error).__name__}: {error}")
+        # Where it was raised would keep the front-end's memory alive as long as the error.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self._done.set_exception(error)
+
+    # ------------------------------------------------------------ the main channel
+
+    def _readable(self) -> None:
+        main = self._protocol.main
+        try:
+            data, fds = channel.receive(self._sock, main.wanted)
+            if not data:
+                main.end_of_stream()
+                self._finish()
+                return
+            main.receive(data, fds)
+            while (event := main.next_request()) is not None:
+                self._send(self._answer(event))
+        except (BlockingIOError, InterruptedError):
+            return
+        except ConnectionError:
+            self._finish()
+        except Exception as error:
+            self._finish(error)
+
+    def _send(self, outgoing: Outgoing) -> None:
+        self._outbox.put(outgoing)
+        if not self._outbox.flush():
+            # A front-end that does not read its replies is not listened to either.
+            self._loop.remove_reader(self._sock)
+            self._loop.add_writer(self._sock, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            if self._outbox.flush():
+                self._loop.remove_writer(self._sock)
+                self._loop.add_reader(self._sock, self._readable)
+        except OSError:
+            self._finish()
+
+    def _answer(self, event: Request | Refusal) -> Outgoing:
+        if isinstance(event, Refusal):
+            level = _level(event.error.message)
+            log.log(level, "%s: refused: %s", self._name, str(event.error))
+            return event.answer
+        log.debug("%s: %s %s", self._name, event.message.name, event.payload)
+        main = self._protocol.main
+        with event.fds:
+            try:
+                reply = self._carry_out(event)
+            except RingError as error:
+                log.warning("%s: %s: %s", self._name, event.message.name, str(error))
+                return main.ignore(event)
+            except (VirtqError, ValueError, OSError) as error:
+                level = _level(event.message.name)
+                log.log(level, "%s: %s failed: %s", self._name, event.message.name, reason(error))
+                return main.refuse(event, error)
+            except Exception as error:
+                log.exception("%s: %s failed", self._name, event.message.name)
+                return main.refuse(event, error)
+        return main.accept(event, reply)
+
+    def _carry_out(self, request: Request) -> Payload | None:
+        handler = _HANDLERS.get(request.message.code)
+        if handler is None:
+            name, code = request.message.name, int(request.message.code)
+            raise ProtocolError(name, "request", code, "this back-end does not know it")
+        return handler(self, request, request.payload)
+
+    # ------------------------------------------------------------ what each request does
+
+    def _get_features(self, request: Request, payload: None) -> Payload:
+        return U64(self._negotiation.offered)
+
+    def _set_features(self, request: Request, payload: U64) -> None:
+        features = payload.value
+        own = features & ~TRANSPORT_FEATURES
+        known = self._negotiation.features
+        if known is None or own != known & ~TRANSPORT_FEATURES:
+            self._features_refused = True
+            self._device.accept_features(own)
+            self._features_refused = False
+        self._guest.use_features(features)
+        self._vrings.memory_changed()
+        if not features & PROTOCOL_FEATURES:
+            self._vrings.enable_all(True)
+
+    def _get_protocol_features(self, request: Request, payload: None) -> Payload:
+        return U64(self._negotiation.offered_protocol)
+
+    def _nothing_to_do(self, request: Request, payload: Payload | None) -> None:
+        """The protocol's own bookkeeping is all that this request needs."""
+
+    def _reset_owner(self, request: Request, payload: None) -> None:
+        self._vrings.enable_all(False)
+
+    def _set_mem_table(self, request: Request, payload: RegionTable) -> None:
+        self._guest.set_table(payload.regions, request.fds)
+        self._vrings.memory_changed()
+
+    def _add_mem_reg(self, request: Request, payload: Region) -> None:
+        self._guest.add(payload, request.fds.peek())
+        self._vrings.memory_changed()
+
+    def _rem_mem_reg(self, request: Request, payload: Region) -> None:
+        self._guest.remove(payload)
+        self._vrings.memory_changed()
+
+    def _get_max_mem_slots(self, request: Request, payload: None) -> Payload:
+        return U64(MAX_SLOTS)
+
+    def _set_log_base(self, request: Request, payload: LogBase) -> Payload:
+        self._guest.set_log(payload, request.fds.take())
+        self._vrings.memory_changed()
+        return U64(0)
+
+    def _set_log_fd(self, request: Request, payload: None) -> None:
+        channel.check_event(request.message.name, request.fds.peek())
+        self._guest.set_log_event(request.fds.take())
+
+    def _get_vring_base(self, request: Request, payload: VringState) -> Payload:
+        base = self._vrings.stop(payload.ring)
+        if not self._vrings.any_live:
+            self._guest.forget_translations()
+        return VringState(payload.ring, base)
+
+    def _set_vring_kick(self, request: Request, payload: U64) -> None:
+        index, fd = _take_event(request, payload)
+        self._vrings.start(index, fd)
+        self._tell_config_change()
+
+    def _set_vring_call(self, request: Request, payload: U64) -> None:
+        self._vrings.set_call(*_take_event(request, payload))
+
+    def _set_vring_err(self, request: Request, payload: U64) -> None:
+        self._vrings.set_err(*_take_event(request, payload))
+
+    def _set_vring_enable(self, request: Request, payload: VringState) -> None:
+        self._vrings.enable(payload.ring, bool(payload.num))
+
+    def _get_queue_num(self, request: Request, payload: None) -> Payload:
+        return U64(len(self._negotiation.rings))
+
+    def _set_backend_req_fd(self, request: Request, payload: None) -> None:
+        other = channel.adopt(request.fds.peek())
+        self._close_other()
+        self._protocol.reopen_other()
+        self._other = other
+        request.fds.take()
+        self._other.setblocking(False)
+        self._other_outbox = Outbox(self._other)
+        self._loop.add_reader(self._other, self._other_readable)
+
+    def _iotlb_msg(self, request: Request, payload: Iotlb) -> Payload:
+        self._guest.translate(payload)
+        self._asked.clear()
+        if payload.type == IotlbType.INVALIDATE:
+            self._vrings.translations_lost()
+            return U64(0)
+        self._vrings.retry()
+        if isinstance(self._device, TranslatedDevice):
+            waiting, self._missing = self._missing, set()
+            for index in sorted(waiting):
+                self._device.retry_queue(index)
+        return U64(0)
+
+    def _get_config(self, request: Request, payload: Config) -> Payload:
+        self._check_config_range(payload)
+        data = self._device.read_config(payload.offset, payload.size)
+        return Config(payload.offset, payload.size, payload.flags, data)
+
+    def _set_config(self, request: Request, payload: Config) -> None:
+        self._check_config_range(payload)
+        self._device.write_config(payload.offset, payload.data)
+
+    def _check_config_range(self, config: Config) -> None:
+        end, size = config.offset + config.size, self._device.config_size
+        if not config.size or end > size:
+            raise ConfigError(f"{config.offset} to {end} of a configuration space of {size} bytes")
+
+    def _set_status(self, request: Request, payload: U64) -> None:
+        if not payload.value:
+            self._reset()
+        elif self._features_refused and payload.value & _FEATURES_OK:
+            raise ConfigError("FEATURES_OK, but the device does not accept the features")
+
+    def _get_status(self, request: Request, payload: None) -> Payload:
+        return U64(self._negotiation.status)
+
+    def _reset_device(self, request: Request, payload: None) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        """Device and rings; memory, descriptors and protocol features are the connection's."""
+        self._vrings.stop_all()
+        self._guest.forget_translations()
+        self._device.reset()
+        self._features_refused = False
+
+    # ------------------------------------------------------------ the other channel
+
+    def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
+        self._missing.add(index)
+        self._ask_translation(miss)
+
+    def _ask_translation(self, miss: TranslationMiss) -> None:
+        _, address, length, writable = miss.args
+        if (address, writable) in self._asked:
+            return
+        self._asked.add((address, writable))
+        permissions = IOTLB_WRITE if writable else IOTLB_READ
+        question = Iotlb(address, length, 0, permissions, IotlbType.MISS)
+        if not self._tell(Back.IOTLB_MSG, question):
+            log.warning("%s: nobody to ask for the translation of %#x", self._name, address)
+
+    def _notify_config_change(self) -> None:
+        self._config_changed = True
+        self._tell_config_change()
+
+    def _tell_config_change(self) -> None:
+        # While all rings are stopped a back-end sends nothing of its own; it is made up for later.
+        if (
+            self._config_changed
+            and self._vrings.any_live
+            and self._negotiation.has(P.CONFIG | P.BACKEND_REQ)
+        ):
+            self._config_changed = False
+            self._tell(Back.CONFIG_CHANGE)
+
+    def _tell(self, code: Back, payload: Payload | None = None) -> bool:
+        if self._other_outbox is None:
+            return False
+        try:
+            self._other_outbox.put(self._protocol.other.request(code, payload))
+            self._flush_other()
+        except (ProtocolError, OSError) as error:
+            log.warning("%s: cannot tell %s: %s", self._name, code.name, str(error))
+            self._close_other()
+            return False
+        return True
+
+    def _flush_other(self) -> None:
+        assert self._other is not None
+        assert self._other_outbox is not None
+        if self._other_outbox.flush():
+            self._loop.remove_writer(self._other)
+        elif self._other_outbox.pending_bytes > _OTHER_CHANNEL_BYTES:
+            raise ProtocolError("other channel", "unread", self._other_outbox.pending_bytes, "full")
+        else:
+            self._loop.add_writer(self._other, self._other_writable)
+
+    def _other_writable(self) -> None:
+        try:
+            self._flush_other()
+        except (ProtocolError, OSError):
+            self._close_other()
+
+    def _other_readable(self) -> None:
+        assert self._other is not None
+        machine = self._protocol.other
+        try:
+            data, fds = channel.receive(self._other, machine.wanted)
+            if data:
+                machine.receive(data, fds)
+                while (reply := machine.next_reply()) is not None:
+                    reply.fds.close()
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except (ProtocolError, OSError) as error:
+            log.warning("%s: the other channel is closed: %s", self._name, str(error))
+        self._close_other()
+
+    def _close_other(self) -> None:
+        if self._other is not None:
+            self._loop.remove_reader(self._other)
+            self._loop.remove_writer(self._other)
+            with contextlib.suppress(OSError):
+                self._other.close()
+            self._other = self._other_outbox = None
+
+
+def _level(message: str) -> int:
+    """How loud a refusal is: front-ends find sizes by asking for too much."""
+    probing = (Front.GET_CONFIG.name, Front.SET_VRING_NUM.name)
+    return logging.INFO if message in probing else logging.WARNING
+
+
+def _take_event(request: Request, payload: U64) -> tuple[int, int | None]:
+    """(ring index, descriptor that is the caller's now) of SET_VRING_KICK, CALL and ERR."""
+    name = request.message.name
+    index, has_fd = split_vring_fd(name, payload.value)
+    if not has_fd:
+        return index, None
+    channel.check_event(name, request.fds.peek())
+    return index, request.fds.take()
+
+
+_Handler = Callable[..., Payload | None]
+
+_HANDLERS: Mapping[int, _Handler] = {
+    Front.GET_FEATURES: Session._get_features,
+    Front.SET_FEATURES: Session._set_features,
+    Front.SET_OWNER: Session._nothing_to_do,
+    Front.RESET_OWNER: Session._reset_owner,
+    Front.SET_MEM_TABLE: Session._set_mem_table,
+    Front.SET_LOG_BASE: Session._set_log_base,
+    Front.SET_LOG_FD: Session._set_log_fd,
+    Front.SET_VRING_NUM: Session._nothing_to_do,
+    Front.SET_VRING_ADDR: Session._nothing_to_do,
+    Front.SET_VRING_BASE: Session._nothing_to_do,
+    Front.GET_VRING_BASE: Session._get_vring_base,
+    Front.SET_VRING_KICK: Session._set_vring_kick,
+    Front.SET_VRING_CALL: Session._set_vring_call,
+    Front.SET_VRING_ERR: Session._set_vring_err,
+    Front.GET_PROTOCOL_FEATURES: Session._get_protocol_features,
+    Front.SET_PROTOCOL_FEATURES: Session._nothing_to_do,
+    Front.GET_QUEUE_NUM: Session._get_queue_num,
+    Front.SET_VRING_ENABLE: Session._set_vring_enable,
+    Front.SET_BACKEND_REQ_FD: Session._set_backend_req_fd,
+    Front.IOTLB_MSG: Session._iotlb_msg,
+    Front.GET_CONFIG: Session._get_config,
+    Front.SET_CONFIG: Session._set_config,
+    Front.RESET_DEVICE: Session._reset_device,
+    Front.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
+    Front.ADD_MEM_REG: Session._add_mem_reg,
+    Front.REM_MEM_REG: Session._rem_mem_reg,
+    Front.SET_STATUS: Session._set_status,
+    Front.GET_STATUS: Session._get_status,
+}

@@ -1,0 +1,310 @@
+"""URIs name both ends everywhere, and `connect` and `serve` take one.
+
+    vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
+    loopback:blk?size=64M&queues=2           a device in this process
+    loopback:net?pairs=2&mtu=1500
+
+What comes after `?` are options, `name=value` with `&` between. Sizes are bytes, or have one of the
+units K, M, G, T (powers of 1024).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from virtq.device import Device
+from virtq.driver import Driver
+from virtq.errors import UriError, VirtqError
+from virtq.features import Change
+from virtq.transports.base import DeviceSide, DriverTransport
+
+if TYPE_CHECKING:
+    from virtq.devices.net_ports import Port
+
+D = TypeVar("D", bound=Driver)
+V = TypeVar("V")
+W = TypeVar("W")
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `512`, `64K`, `64KiB`, `1.5G`. Raises UriError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:I?B)?", text.strip().upper())
+    size = float(match[1]) * (1 << _UNITS[match[2]]) if match else 0.5
+    if size != int(size):
+        raise UriError(f"{text!r} is not a size such as 512, 64K or 1.5G")
+    return int(size)
+
+
+def parse_flag(text: str) -> bool:
+    """True from on, yes, true, 1 and nothing; False from off, no, false, 0. Raises UriError."""
+    word = text.strip().lower()
+    if word in ("on", "yes", "true", "1", ""):
+        return True
+    if word in ("off", "no", "false", "0"):
+        return False
+    raise UriError(f"{text!r} is neither on nor off")
+
+
+def parse_number(text: str) -> int:
+    """A non-negative integer, decimal or with 0x. Raises UriError."""
+    try:
+        return int(text, 0) if not text.startswith("-") else int("")
+    except ValueError:
+        raise UriError(f"{text!r} is not a number") from None
+
+
+@dataclass
+class Uri:
+    """A URI in its parts."""
+
+    text: str
+    scheme: str
+    target: str
+    options: Mapping[str, str]
+    _read: set[str] = field(default_factory=set)
+
+    @classmethod
+    def parse(cls, text: str) -> Uri:
+        """Raises UriError for one without a scheme or with options of another form."""
+        scheme, colon, rest = text.partition(":")
+        if not colon or not re.fullmatch(r"[a-z][a-z0-9-]*", scheme):
+            hint = f"; did you mean vhost-user:{text}?" if "/" in text else ""
+            raise UriError(f"{text!r} has no scheme such as vhost-user: or loopback:{hint}")
+        target, _, query = rest.partition("?")
+        options: dict[str, str] = {}
+        for item in filter(None, query.split("&")):
+            name, equals, value = item.partition("=")
+            if not name or name in options:
+                raise UriError(
+                    f"{text!r}: {'option ' + name + ' is there twice' if name else item}"
+                )
+            options[name] = value if equals else ""
+        return cls(text, scheme, target, options)
+
+    def take(self, name: str, parse: Callable[[str], V], default: W) -> V | W:
+        """An option's value, or `default`. Raises UriError that names the option."""
+        self._read.add(name)
+        if name not in self.options:
+            return default
+        try:
+            return parse(self.options[name])
+        except (VirtqError, ValueError) as error:
+            raise UriError(f"{self.text!r}: {name}: {error}") from None
+
+    def done(self) -> None:
+        """All options that are known were taken. Raises UriError for others."""
+        if strange := [name for name in self.options if name not in self._read]:
+            known = ", ".join(sorted(self._read)) or "none"
+            raise UriError(f"{self.text!r}: no option is called {strange[0]}; there are: {known}")
+
+
+@contextlib.contextmanager
+def _one_line(text: str) -> Iterator[None]:
+    """What goes wrong while opening is a UriError with the URI in it."""
+    try:
+        yield
+    except UriError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UriError(f"{text!r}: {error}") from error
+
+
+# Devices that a URI can name
+
+
+def _blk(uri: Uri) -> Device:
+    from virtq.devices.blk import BlkDevice
+    from virtq.devices.disk import Disk
+
+    path = uri.take("path", str, "")
+    size = uri.take("size", parse_size, 64 << 20)
+    read_only = uri.take("read_only", parse_flag, False)
+    settings = {
+        "queues": uri.take("queues", parse_number, 1),
+        "queue_size": uri.take("queue_size", parse_number, 256),
+        "block_size": uri.take("block_size", parse_size, 512),
+        "serial": uri.take("serial", str, "virtq"),
+        "offer": uri.take("offer", str, ""),
+    }
+    uri.done()
+    disk = Disk.file(path, read_only=read_only) if path else Disk.memory(size)
+    return BlkDevice(disk, read_only=read_only, **settings)  # type: ignore[arg-type]
+
+
+def _net(uri: Uri) -> Device:
+    from virtq.devices.net import NetDevice
+    from virtq.wire.net import parse_mac
+
+    settings = {
+        "pairs": uri.take("pairs", parse_number, 1),
+        "queue_size": uri.take("queue_size", parse_number, 256),
+        "mac": uri.take("mac", parse_mac, None),
+        "mtu": uri.take("mtu", parse_number, None),
+        "offer": uri.take("offer", str, ""),
+    }
+    port = _port(uri, uri.take("port", str, "hub"))
+    uri.done()
+    return NetDevice(port, **settings)  # type: ignore[arg-type]
+
+
+def _port(uri: Uri, kind: str) -> Port:
+    from virtq.devices import net_ports, net_tap
+
+    if kind == "hub":
+        return net_ports.HubPort()
+    if kind == "sink":
+        return net_ports.SinkPort()
+    if kind == "source":
+        count, size = uri.take("count", parse_number, 1000), uri.take("packet", parse_size, 64)
+        return net_ports.SourcePort(count, size)
+    if kind == "pcap":
+        return net_ports.PcapPort(uri.take("read", str, None), uri.take("write", str, None))
+    if kind == "tap":
+        return net_tap.TapPort(uri.take("name", str, ""))
+    raise UriError(f"{uri.text!r}: port: there are hub, sink, source, pcap and tap, not {kind!r}")
+
+
+DEVICES: dict[str, Callable[[Uri], Device]] = {"blk": _blk, "net": _net}
+"""Makers of the devices that `loopback:NAME` can name."""
+
+
+# Drivers by name and by device id
+
+
+def driver_class(device: str | int | None) -> type[Driver]:
+    """The driver for a device type by name or id; the plain `Driver` where none is known."""
+    from virtq import drivers
+
+    return drivers.find(device)
+
+
+# Transports
+
+
+def _open_loopback(uri: Uri) -> DriverTransport:
+    from virtq.transports.loopback import MEMORY_BYTES, LoopbackTransport
+
+    if uri.target not in DEVICES:
+        known = ", ".join(f"loopback:{name}" for name in DEVICES)
+        raise UriError(f"{uri.text!r}: no device is called {uri.target!r}; there are: {known}")
+    memory = uri.take("memory", parse_size, MEMORY_BYTES)
+    device = DEVICES[uri.target](uri)
+    return LoopbackTransport(device, memory_bytes=memory, when_closed=device.close)
+
+
+def _open_vhost_user(uri: Uri) -> DriverTransport:
+    from virtq.transports.vhost_user import frontend
+
+    if not uri.target:
+        raise UriError(f"{uri.text!r} names no socket")
+    queues = uri.take("queues", parse_number, None)
+    queue_size = uri.take("queue_size", parse_number, frontend.QUEUE_SIZE)
+    memory = uri.take("memory", parse_size, frontend.MEMORY_BYTES)
+    uri.done()
+    return frontend.Frontend(
+        uri.target, queues=queues, queue_size_max=queue_size, memory_size=memory
+    )
+
+
+TRANSPORTS: dict[str, Callable[[Uri], DriverTransport]] = {
+    "loopback": _open_loopback,
+    "vhost-user": _open_vhost_user,
+}
+"""What opens a driver's transport, by scheme."""
+
+
+def open_transport(uri: str) -> DriverTransport:
+    """The driver's end of what a URI names. Raises UriError, TransportError."""
+    parts = Uri.parse(uri)
+    parts.take("device", str, "")
+    return _open(parts)
+
+
+def _open(uri: Uri) -> DriverTransport:
+    if uri.scheme not in TRANSPORTS:
+        known = ", ".join(f"{scheme}:" for scheme in TRANSPORTS)
+        raise UriError(f"{uri.text!r}: no transport is called {uri.scheme}; there are: {known}")
+    with _one_line(uri.text):
+        return TRANSPORTS[uri.scheme](uri)
+
+
+@overload
+def connect(
+    uri: str,
+    *,
+    want: int | str = 0,
+    offer: Change | str | None = None,
+    driver: type[D],
+    **settings: Any,
+) -> D: ...
+@overload
+def connect(
+    uri: str,
+    *,
+    want: int | str = 0,
+    offer: Change | str | None = None,
+    driver: None = None,
+    **settings: Any,
+) -> Driver: ...
+def connect(
+    uri: str,
+    *,
+    want: int | str = 0,
+    offer: Change | str | None = None,
+    driver: type[Driver] | None = None,
+    **settings: Any,
+) -> Driver:
+    """Drive the device that a URI names; use the result with `with`.
+
+    `want`: features without which to give up. `offer`: what the driver is ready to accept, as a
+    change such as `-RING_PACKED`. `driver`: the class to drive with; by default the one for the
+    device type where the transport or the option `device=` tells it, else the plain `Driver`.
+    `settings` go to the driver.
+
+    Raises UriError, TransportError, and what the driver raises.
+    """
+    parts = Uri.parse(uri)
+    named = parts.take("device", str, "")
+    transport = _open(parts)
+    try:
+        kind = driver or driver_class(named or transport.device_id)
+        return kind(transport, want=want, offer=offer, **settings)
+    except BaseException:
+        transport.close()
+        raise
+
+
+def serve(device: DeviceSide, uri: str) -> None:
+    """Serve a device at a URI, to one driver after another, until the process is told to stop
+    (SIGTERM, SIGINT).
+
+    Raises UriError, TransportError, and FeatureError if what the device is to offer makes no sense.
+    """
+    parts = Uri.parse(uri)
+    if parts.scheme != "vhost-user":
+        raise UriError(f"{uri!r}: a device can be served at vhost-user:PATH only")
+    if not parts.target:
+        raise UriError(f"{uri!r} names no socket")
+    parts.done()
+    with _one_line(uri):
+        asyncio.run(_serve_vhost_user(device, parts.target))
+
+
+async def _serve_vhost_user(device: DeviceSide, path: str) -> None:
+    from virtq.transports import vhost_user
+
+    def ready(backend: vhost_user.Backend) -> None:
+        # Signals are the main thread's; who serves in another one ends that in another way.
+        with contextlib.suppress(RuntimeError, ValueError):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, backend.close)
+
+    await vhost_user.serve(device, path, ready=ready)
