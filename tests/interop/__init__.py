@@ -1,0 +1,1 @@
+"""Tests against real peers: QEMU with a Linux guest, DPDK, qemu-storage-daemon."""
