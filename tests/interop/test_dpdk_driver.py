@@ -39,6 +39,8 @@ QUEUE_SIZE: Final = 256
 # A bound on waits, not a measure: far more than any of this takes on a machine that is busy.
 LIMIT_S: Final = 30.0
 POLL_S: Final = 0.01
+# For packets that are on their way to a driver of which it is not known how many it shall get.
+SETTLE_S: Final = 0.3
 
 HEADS_BYTES: Final = 14 + 20 + 8  # Ethernet, IPv4, UDP
 PCAP_HEADER_BYTES: Final = 24
@@ -200,6 +202,18 @@ def wait_received(driver: Testpmd, frames: int) -> None:
     driver.wait_stats(lambda stats: stats.rx_packets >= frames, LIMIT_S)
 
 
+def thrown_away(frames: int, received: int) -> int:
+    """How many of the first frames DPDK threw away.
+
+    The device may fill buffers as soon as they are available. DPDK's virtio driver makes them
+    available first and then, as the last step of starting its port, drops what has come in them:
+    at most a ring of packets, seldom any, and counted nowhere.
+    """
+    lost = frames - received
+    assert 0 <= lost <= QUEUE_SIZE
+    return lost
+
+
 def captured(path: Path) -> list[bytes]:
     with path.open("rb") as file:
         return [packet.data for packet in pcap.read(file)]
@@ -339,6 +353,7 @@ def check_returns(
     """Packets of all sizes come back as they went, by way of packet buffers with `room` bytes."""
     sent = made_up(4000, seed=1)
     frames, size = len(sent), sum(map(len, sent))
+    last = swapped(sent[-1])
     source, out = capture(tmp_path / "in.pcap", sent), tmp_path / "out.pcap"
     scatter = ["--enable-scatter"] if kind.mergeable else []
     # DPDK keeps 128 bytes of each packet buffer for itself.
@@ -350,24 +365,25 @@ def check_returns(
             driver.command("set fwd macswap retry")
             driver.command("set burst tx delay 100 retry 10000")
             driver.start()
-            driver.wait_stats(lambda stats: stats.tx_packets >= frames, LIMIT_S)
-            assert driver.stop() == ForwardStats(frames, 0, frames, 0)
-            wait_captured(out, frames, size)
-            stats = driver.port_stats()
+            wait_until(lambda: out.read_bytes().endswith(last))
+            stopped, stats = driver.stop(), driver.port_stats()
         report = device.end()
 
-    assert (stats.rx_packets, stats.rx_bytes) == (frames, size)
-    assert (stats.tx_packets, stats.tx_bytes) == (frames, size)
+    lost = thrown_away(frames, stats.rx_packets)
+    kept, kept_bytes = frames - lost, sum(map(len, sent[lost:]))
+    assert stopped == ForwardStats(kept, 0, kept, 0)
+    assert (stats.rx_packets, stats.rx_bytes) == (kept, kept_bytes)
+    assert (stats.tx_packets, stats.tx_bytes) == (kept, kept_bytes)
     assert (stats.rx_missed, stats.rx_errors, stats.rx_nombuf, stats.tx_errors) == (0, 0, 0, 0)
     check_device(report, kind)
-    for queue in report.queues["receiveq1"], report.queues["transmitq1"]:
-        assert (queue["packets"], queue["bytes"]) == (frames, size)
-    received = report.queues["receiveq1"]
+    received, returned = report.queues["receiveq1"], report.queues["transmitq1"]
+    assert (received["packets"], received["bytes"]) == (frames, size)
+    assert (returned["packets"], returned["bytes"]) == (kept, kept_bytes)
     # Each buffer begins with room for a header, which is put into that of the first one only.
     pieces = [-(-(HEADER_BYTES + len(frame)) // (HEADER_BYTES + room)) for frame in sent]
     assert received["buffers"] == sum(pieces)
     assert received["bytes_written"] == size + HEADER_BYTES * frames
-    assert captured(out) == [swapped(frame) for frame in sent]
+    assert captured(out) == [swapped(frame) for frame in sent[lost:]]
     return report
 
 
@@ -399,11 +415,14 @@ def test_driver_receives_all_of_a_source(socket_path: Path, kind: Kind) -> None:
         with Testpmd(driver_config(kind.port(socket_path))) as driver:
             check_agreed(driver, kind)
             driver.start("rxonly")
-            wait_received(driver, frames)
-            assert driver.stop().rx_packets == frames
+            wait_received(driver, frames - QUEUE_SIZE)
+            # The last ones are in the ring by now, or will be in a moment.
+            time.sleep(SETTLE_S)
+            got = driver.stop().rx_packets
             stats = driver.port_stats()
         report = device.end()
-    assert (stats.rx_packets, stats.rx_bytes) == (frames, frames * size)
+    thrown_away(frames, got)
+    assert (stats.rx_packets, stats.rx_bytes) == (got, got * size)
     assert (stats.rx_missed, stats.rx_errors, stats.rx_nombuf) == (0, 0, 0)
     check_device(report, kind)
     received = report.queues["receiveq1"]
