@@ -23,8 +23,10 @@ from tests.unit.vhost_user.support import (
     eventfd,
     eventually,
     memfd,
+    open_fds,
 )
 from virtq.features import F
+from virtq.transports.vhost_user.guest import Guest
 from virtq.transports.vhost_user.messages import LOG_ALL, Back, Front
 from virtq.transports.vhost_user.wire import (
     U64,
@@ -173,6 +175,15 @@ def test_the_dirty_log(served: Served) -> None:
         assert os.pread(log, 4096, 0) == bytes(4096)
         os.close(log)
         os.close(event)
+
+
+def test_the_dirty_log_goes_with_the_front_end() -> None:
+    before = open_fds()
+    guest = Guest()
+    guest.use_features(int(LOG_ALL))
+    guest.set_log(LogBase(4096, 0), memfd(4096))
+    guest.close()
+    assert open_fds() == before, "at once, not when the garbage is collected"
 
 
 # ---------------------------------------------------------------- IOMMU

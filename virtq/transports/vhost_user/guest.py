@@ -118,6 +118,7 @@ class Guest:
         """Let go of the front-end's memory and descriptors."""
         self.memory.clear()
         self._drop_log()
+        self._apply_log()  # the log's mapping has the file open as well
         if self._log_event is not None:
             close_fd(self._log_event)
             self._log_event = None
