@@ -3,6 +3,7 @@
     vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
+    qtest:virtio-blk-pci,packed=on?disk=a.img a device of a QEMU that is started for it
 
 What comes after `?` are options, `name=value` with `&` between. Sizes are bytes, or have one of the
 units K, M, G, T (powers of 1024).
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -214,8 +216,25 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
     )
 
 
+def _open_qtest(uri: Uri) -> DriverTransport:
+    from virtq.transports import qtest
+    from virtq.transports.qtest import machine
+
+    settings = {
+        "disk": uri.take("disk", str, None),
+        "disk_bytes": uri.take("size", parse_size, 64 << 20),
+        "arguments": uri.take("args", shlex.split, []),
+        "machine": uri.take("machine", str, None),
+        "ram_bytes": uri.take("memory", parse_size, machine.RAM_BYTES),
+        "qemu": uri.take("qemu", str, machine.QEMU),
+    }
+    uri.done()
+    return qtest.QtestTransport(uri.target, **settings)  # type: ignore[arg-type]
+
+
 TRANSPORTS: dict[str, Callable[[Uri], DriverTransport]] = {
     "loopback": _open_loopback,
+    "qtest": _open_qtest,
     "vhost-user": _open_vhost_user,
 }
 """What opens a driver's transport, by scheme."""
