@@ -1,4 +1,4 @@
-"""What the registers of a virtio device are for, whichever bus it is on (VIRTIO 1.4, 4.1.4, 4.2.2)."""
+"""What a virtio device has registers for, whichever bus it is on (VIRTIO 1.4, 4.1.4, 4.2.2)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ nothing does."""
 class Registers(Protocol):
     """The registers of one device, for the transport. Addresses are guest-physical."""
 
-    poll_s: tuple[float, float] | None
-    """How often to ask for `interrupts` (at least and at most); None: when QEMU reports a line."""
+    @property
+    def poll_s(self) -> tuple[float, float] | None:
+        """Seconds between two questions for `interrupts`, least and most; None: when QEMU reports
+        an interrupt line."""
+        ...
 
     @property
     def device_id(self) -> int: ...
