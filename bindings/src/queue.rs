@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
-use virtq_core::error::QueueError;
+use virtq_core::error::{Fault, QueueError};
 use virtq_core::pump::{SharedQueue, Visit};
 use virtq_core::queue::{DeviceQueue, DriverQueue, IndirectSetup, Setup};
 use virtq_core::ring::{Batch, Buffer, Piece, Position, Reaped};
@@ -242,6 +242,10 @@ impl PyDeviceQueue {
         visit(&self.queue).broken().map(ToString::to_string)
     }
 
+    fn give_up(&self, reason: String) {
+        visit(&self.queue).break_queue(Fault::GivenUp { reason });
+    }
+
     fn stop(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let position = visit(&self.queue).stop();
         position_to_py(py, position)
@@ -433,6 +437,11 @@ impl PyRequest {
     #[getter]
     fn written(&self) -> u64 {
         self.written
+    }
+
+    #[getter]
+    fn outstanding(&self) -> bool {
+        visit(&self.taken.queue).is_taken(&lock(&self.taken.batch), self.index)
     }
 
     #[getter]
