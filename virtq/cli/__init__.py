@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import click
 
-from virtq.cli import blk, demo, features, probe, serve
+from virtq.cli import blk, check, demo, features, probe, serve
 from virtq.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, one_line
 from virtq.cli.output import say
 from virtq.errors import VirtqError
@@ -45,13 +45,21 @@ def cli(verbose: int) -> None:
       virtq serve blk disk.img --socket-path /run/disk.sock
       virtq probe vhost-user:/run/disk.sock
       virtq blk vhost-user:/run/disk.sock copy --out disk.img
+      virtq check vhost-user:/run/disk.sock
       virtq features 0xc00000000
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="virtq: %(message)s", stream=sys.stderr, force=True)
 
 
-for command in (demo.demo, serve.serve, probe.probe, blk.blk, features.features):
+for command in (
+    demo.demo,
+    serve.serve,
+    probe.probe,
+    check.check,
+    blk.blk,
+    features.features,
+):
     cli.add_command(command)
 
 

@@ -347,22 +347,23 @@ class DriverHalf(ABC):
 
     @property
     def has_used(self) -> bool:
-        return bool(self.collected) or self._used_entry() is not None
+        return bool(self.collected) or self.used_entry() is not None
 
     def reap(self, maximum: int = 65535) -> list[tuple[int, int]]:
         """(cookie, written) of used buffers in the order of use."""
         reaped: list[tuple[int, int]] = []
         while len(reaped) < maximum and self.has_used:
             if not self.collected:
-                self._collect()
+                self.collect()
             buffer, written = self.collected.pop(0)
             reaped.append((buffer.cookie, written))
         return reaped
 
-    def _collect(self) -> None:
+    def collect(self) -> list[tuple[Added, int]]:
         """Process one used entry (2.7.9, 2.8.8): with IN_ORDER it stands for a batch, which ends
-        with the buffer that it names; without, for that buffer alone."""
-        entry = self._used_entry()
+        with the buffer that it names; without, for that buffer alone. Returns the buffers with the
+        bytes written to each, as `reap` will hand them out."""
+        entry = self.used_entry()
         assert entry is not None
         id, length = entry
         visible = self.added[: len(self.added) - self.unpublished]
@@ -371,6 +372,7 @@ class DriverHalf(ABC):
             raise Violation(f"used id {id} is not outstanding")
         batch = self.added[: at + 1] if self.in_order else [self.added[at]]
         last = batch[-1]
+        before = len(self.collected)
         if length > last.writable:
             raise Violation(f"used length {length}, but only {last.writable} bytes are writable")
         for buffer in batch:
@@ -380,6 +382,7 @@ class DriverHalf(ABC):
             self.added.remove(buffer)
         self.used_entries += 1
         self._skip(batch)
+        return self.collected[before:]
 
     def take_back(self) -> list[int]:
         """After a reset (2.6.1): the ring is as new, what was not reaped is the driver's again."""
@@ -401,7 +404,7 @@ class DriverHalf(ABC):
     @abstractmethod
     def _kick_wanted(self) -> bool: ...
     @abstractmethod
-    def _used_entry(self) -> tuple[int, int] | None: ...
+    def used_entry(self) -> tuple[int, int] | None: ...
     @abstractmethod
     def _skip(self, batch: list[Added]) -> None: ...
     @abstractmethod

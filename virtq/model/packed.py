@@ -213,7 +213,7 @@ class PackedDriver(DriverHalf):
             return False
         return self.ring.device_event.wanted(self.size, self.event_idx, passed)
 
-    def _used_entry(self) -> tuple[int, int] | None:
+    def used_entry(self) -> tuple[int, int] | None:
         """The single location that is polled (2.8.2)."""
         if len(self.added) == self.unpublished:
             return None  # nothing can be used; the slot may hold anything

@@ -223,7 +223,7 @@ class SplitDriver(DriverHalf):
             return need_event(self.ring.avail_event, new, old)
         return new != old and not self.ring.used_flags & NO_NOTIFICATION
 
-    def _used_entry(self) -> tuple[int, int] | None:
+    def used_entry(self) -> tuple[int, int] | None:
         used_idx = self.ring.used_idx
         if (used_idx - self.last_used) % 65536 > len(self.added) - self.unpublished:
             raise Violation(f"used index {used_idx} counts more than was made available")

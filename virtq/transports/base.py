@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from virtq._core import DeviceQueue, DriverQueue, Memory, Position, TranslationMiss
+from virtq._core import DeviceQueue, Memory, Position, TranslationMiss
 
 
 class DeviceSide(Protocol):
@@ -90,6 +90,23 @@ class TellsQueueErrors(Protocol):
         ...
 
 
+class QueueEnd(Protocol):
+    """What a transport asks of the driver's half of a virtqueue: `virtq._core.DriverQueue`, or
+    another that has these."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def position(self) -> Position: ...
+
+    def set_kick(self, fd: int | None) -> None: ...
+    def set_call(self, fd: int | None) -> None: ...
+
+
 class DriverTransport(Protocol):
     """What a driver asks of a transport: one device, seen from the driver's side."""
 
@@ -120,7 +137,7 @@ class DriverTransport(Protocol):
 
     def read_config(self, offset: int, length: int) -> bytes: ...
     def write_config(self, offset: int, data: bytes) -> None: ...
-    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+    def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
         """Tell the device where the virtqueue is (guest addresses), connect its notifications
         (`queue.set_kick`, `queue.set_call`) and enable it."""
         ...

@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from virtq._core import DeviceQueue, DriverQueue, Memory, Position
+from virtq._core import DeviceQueue, Memory, Position
 from virtq.errors import ConfigError, FeatureError, PeerGone
 from virtq.features import F
 from virtq.status import DeviceStatus, Phase, Status, Step
-from virtq.transports.base import DeviceSide
+from virtq.transports.base import DeviceSide, QueueEnd
 
 log = logging.getLogger("virtq.loopback")
 
@@ -154,7 +154,7 @@ class LoopbackTransport:
 
     # Virtqueues
 
-    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+    def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
         kick, call = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
         try:
             queue.set_kick(kick)
@@ -165,7 +165,7 @@ class LoopbackTransport:
             os.close(call)
 
     def _add_queue(
-        self, queue: DriverQueue, areas: tuple[int, int, int], kick: int, call: int
+        self, queue: QueueEnd, areas: tuple[int, int, int], kick: int, call: int
     ) -> None:
         other = DeviceQueue(
             self._memory,

@@ -17,6 +17,8 @@ import threading
 from virtq.errors import PeerGone, TransportError
 
 _RECEIVE_BYTES = 1 << 16
+TIMEOUT_S = 4.0
+"""For a reply: what QEMU has to do for one takes microseconds."""
 ACCESS_BYTES_MAX = 1 << 16
 """Of one `read` or `write`."""
 _LETTERS = {1: "b", 2: "w", 4: "l", 8: "q"}
@@ -25,15 +27,21 @@ _LETTERS = {1: "b", 2: "w", 4: "l", 8: "q"}
 class Client:
     """One connection to a QEMU under test; usable from several threads."""
 
-    def __init__(self, sock: socket.socket, *, name: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, sock: socket.socket, *, name: str, timeout_s: float = TIMEOUT_S) -> None:
         """Takes over the connected socket. `timeout_s` bounds the wait for each reply."""
         self._sock = sock
         self._name = name
         self._lock = threading.Lock()
         self._buffer = bytearray()
         self._interrupts: list[tuple[int, bool]] = []
+        self._hangs = False
         self._noted = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         sock.settimeout(timeout_s)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a reply did not come in time."""
+        return self._hangs
 
     @property
     def interrupt_fds(self) -> tuple[int, int]:
@@ -110,6 +118,8 @@ class Client:
     def _command(self, command: str) -> str:
         """Send a command; returns what follows `OK`."""
         with self._lock:
+            if self._hangs:
+                raise TransportError(f"{self._name}: QEMU does not answer any more")
             try:
                 self._sock.sendall(command.encode() + b"\n")
             except OSError as error:
@@ -129,6 +139,7 @@ class Client:
         try:
             data = self._sock.recv(_RECEIVE_BYTES)
         except TimeoutError:
+            self._hangs = True  # a late answer would be taken for that to the next command
             raise TransportError(f"{self._name}: QEMU does not answer") from None
         except OSError as error:
             raise PeerGone(f"{self._name}: QEMU is gone: {error.strerror}") from None

@@ -110,7 +110,9 @@ class Machine:
             raise PeerGone(f"{self.name}: {self._complaint()}")
 
     def close(self) -> None:
-        """End QEMU and let its memory go. Harmless when done twice."""
+        """End QEMU and let its memory go; one that hangs is killed. Harmless when done twice."""
+        if self.client.hangs:
+            self._process.kill()
         self._resources.close()
 
     def _complaint(self) -> str:

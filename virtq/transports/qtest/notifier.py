@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from virtq._core import DriverQueue
 from virtq.errors import TransportError
+from virtq.transports.base import QueueEnd
 from virtq.transports.qtest.client import Client
 from virtq.transports.qtest.registers import Registers
 
@@ -23,7 +23,7 @@ log = logging.getLogger("virtq.qtest")
 
 @dataclass(frozen=True)
 class _Watched:
-    queue: DriverQueue
+    queue: QueueEnd
     kick: int
     call: int
 
@@ -44,7 +44,7 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name="virtq-qtest", daemon=True)
         self._thread.start()
 
-    def add(self, queue: DriverQueue) -> None:
+    def add(self, queue: QueueEnd) -> None:
         """Connect a queue's notifications."""
         watched = _Watched(queue, _eventfd(), _eventfd())
         queue.set_kick(watched.kick)
@@ -111,7 +111,7 @@ class Notifier:
             self.config_changed()
         return busy or bool(queues) or config
 
-    def _data(self, queue: DriverQueue) -> int | None:
+    def _data(self, queue: QueueEnd) -> int | None:
         """Where the driver stands: the queue, and the next available slot with its wrap counter
         (packed) or the available index (split) (2.7.13.3, 2.8.21)."""
         if not self.notification_data:

@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from virtq._core import DriverQueue, Memory, Position
+from virtq._core import Memory, Position
 from virtq.errors import ConfigError, TransportError
 from virtq.features import F
 from virtq.memory import PAGE_BYTES, Arena
+from virtq.transports.base import QueueEnd
 from virtq.transports.qtest import virtio_mmio, virtio_pci
 from virtq.transports.qtest.machine import QEMU, RAM_BYTES, Machine
 from virtq.transports.qtest.notifier import Notifier
@@ -46,7 +47,7 @@ class QtestTransport:
         options for QEMU.
 
         A block device that names no `drive` gets the raw image `disk`, or `disk_bytes` of zeroes
-        that vanish with it; a network device that names no `netdev` is alone on a hub.
+        that vanish with it; a network device that names no `netdev` gets one that leads nowhere.
 
         Raises TransportError, with QEMU's words where it has any, if there is no such device."""
         if not _MODEL.fullmatch(device):
@@ -60,7 +61,7 @@ class QtestTransport:
                 given += ["-blockdev", _blockdev(stack.enter_context(_disk(disk, disk_bytes)))]
                 device += ",drive=virtq-disk"
             if "-net-" in model and ",netdev=" not in device:
-                given += ["-netdev", "hubport,id=virtq-net,hubid=0"]
+                given += ["-netdev", "user,id=virtq-net,restrict=on"]
                 device += ",netdev=virtq-net"
             if self._mmio:
                 given += ["-global", "virtio-mmio.force-legacy=false"]
@@ -156,7 +157,7 @@ class QtestTransport:
 
     # Virtqueues
 
-    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+    def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
         self._registers.enable_queue(queue.index, queue.size, desc, driver, device)
         self._notifier.add(queue)
 

@@ -15,9 +15,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from virtq._core import DriverQueue, Memory, Position
+from virtq._core import Memory, Position
 from virtq.errors import ConfigError, FeatureError, TransportError
 from virtq.features import F
+from virtq.transports.base import QueueEnd
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.exchange import Exchange, Refused
 from virtq.transports.vhost_user.fds import close_fd
@@ -290,7 +291,7 @@ class Frontend:
 
     # ------------------------------------------------------------ virtqueues
 
-    def enable_queue(self, queue: DriverQueue, desc: int, driver: int, device: int) -> None:
+    def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
         """Raises TransportError if the back-end refuses, GuestMemoryError for an area outside of
         `memory`."""
         index = queue.index
@@ -306,7 +307,7 @@ class Frontend:
             self._enable(index, True)
             self._exchange.settle()
 
-    def _first_base(self, queue: DriverQueue) -> int:
+    def _first_base(self, queue: QueueEnd) -> int:
         """Where the device begins: at what it has not used yet, even if it is available already."""
         at = queue.position
         start = Position(at.used, at.used_wrap, at.used, at.used_wrap, 0)
@@ -320,7 +321,7 @@ class Frontend:
                 return region.user_addr + guest_addr - region.guest_addr
         raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
 
-    def _connect_events(self, queue: DriverQueue, device: int) -> None:
+    def _connect_events(self, queue: QueueEnd, device: int) -> None:
         kick, call, err = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3))
         try:
             queue.set_call(call)

@@ -1,0 +1,128 @@
+"""What a case is: a function that drives a device and raises when a requirement does not hold.
+
+A case says which requirements it checks, what the device has to offer for it, and which kinds of
+ring it is about. It ends in one of these ways:
+
+    it returns          pass
+    Broken              fail: a requirement does not hold; expected, and what came
+    NotObservable       skipped: the device gives no occasion to see it; the reason
+    Hung                the device did not answer within the patience
+    PeerGone            crashed: the device's process is gone
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from virtq.check.catalogue import requirements
+from virtq.features import F, RingKind
+
+if TYPE_CHECKING:
+    from virtq.check.context import Context
+
+
+class Verdict(StrEnum):
+    """How a case ended."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    SKIPPED = "skipped"
+    HUNG = "hung"
+    CRASHED = "crashed"
+
+
+class Broken(Exception):
+    """A requirement does not hold."""
+
+    def __init__(self, expected: str, came: str) -> None:
+        super().__init__(f"expected {expected}; came {came}")
+        self.expected = expected
+        self.came = came
+
+
+class NotObservable(Exception):
+    """This device, here, gives no occasion to see it; the text says why."""
+
+
+class Hung(Exception):
+    """The device did not do what it was waited for; the text says what."""
+
+
+def expect(condition: object, expected: str, came: object) -> None:
+    """Raises Broken unless the condition holds."""
+    if not condition:
+        raise Broken(expected, str(came))
+
+
+KINDS = (
+    RingKind.of(0),
+    RingKind.of(F.IN_ORDER),
+    RingKind.of(F.RING_PACKED),
+    RingKind.of(F.RING_PACKED | F.IN_ORDER),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case: its name is its area and its function. `needs`: features that the device has to
+    offer. `kinds`: those it runs in, each on its own; empty for one that has no ring in it."""
+
+    name: str
+    title: str
+    requirements: tuple[str, ...]
+    needs: int
+    device_id: int | None
+    bus: str | None
+    kinds: tuple[RingKind, ...]
+    run: Callable[[Context], None]
+
+    @property
+    def area(self) -> str:
+        return self.name.partition(".")[0]
+
+
+CASES: dict[str, Case] = {}
+"""All cases by name, in the order in which they are run."""
+
+
+def case(
+    *ids: str,
+    needs: int = 0,
+    device_id: int | None = None,
+    bus: str | None = None,
+    packed: bool | None = None,
+    in_order: bool | None = None,
+    rings: bool = True,
+) -> Callable[[Callable[[Context], None]], Callable[[Context], None]]:
+    """Registers a function as a case. `ids`: the requirements that it checks. `device_id`, `bus`
+    ("pci" or "mmio"): what it is about, if not every device. `packed`, `in_order`: the kinds of
+    ring, None for both; with `rings=False` it runs once. Raises KeyError for an unknown id."""
+    for id in ids:
+        requirements()[id]
+
+    def register(function: Callable[[Context], None]) -> Callable[[Context], None]:
+        area = function.__module__.rpartition(".")[2]
+        chosen = [
+            kind
+            for kind in KINDS
+            if rings and packed in (None, kind.packed) and in_order in (None, kind.in_order)
+        ]
+        name = f"{area}.{function.__name__}"
+        assert name not in CASES, name
+        CASES[name] = Case(
+            name=name,
+            title=" ".join((inspect.getdoc(function) or "").split()),
+            requirements=ids,
+            needs=needs,
+            device_id=device_id,
+            bus=bus,
+            kinds=tuple(chosen),
+            run=function,
+        )
+        return function
+
+    return register

@@ -1,0 +1,96 @@
+"""What a case is given: a device to open, as often as it likes, and the ring it is to run in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from virtq.check.case import NotObservable
+from virtq.check.session import Job, Ring, Session
+from virtq.check.work import WORK, Work
+from virtq.features import F, RingKind, closed
+from virtq.transports.base import DriverTransport
+
+
+@dataclass(frozen=True)
+class Live:
+    """An initialized device, and the ring that its work goes to."""
+
+    session: Session
+    ring: Ring
+    work: Work
+
+    def jobs(self, count: int, first: int = 0) -> list[Job]:
+        return [self.work.job(first + i) for i in range(count)]
+
+
+class Context:
+    """One run of one case. Close it: everything that the case opened goes."""
+
+    def __init__(
+        self,
+        open_transport: Callable[[], DriverTransport],
+        *,
+        kind: RingKind | None,
+        device_id: int | None,
+        patience_s: float,
+        moment_s: float,
+        seed: int = 0,
+    ) -> None:
+        self._open = open_transport
+        self._device_id = device_id
+        self._patience_s, self._moment_s = patience_s, moment_s
+        self._sessions = contextlib.ExitStack()
+        self.kind = kind
+        self.seed = seed
+        self.last: Session | None = None
+
+    def session(self) -> Session:
+        """A device that is reset and not initialized. A session that was open before is closed."""
+        self._sessions.close()
+        session = Session(self._open(), patience_s=self._patience_s, moment_s=self._moment_s)
+        self._sessions.callback(session.close)
+        self.last = session
+        return session
+
+    @property
+    def work(self) -> Work:
+        """Raises NotObservable for a device type whose requests are not known."""
+        if self._device_id not in WORK:
+            raise NotObservable(f"no requests are known for device type {self._device_id}")
+        return WORK[self._device_id]()
+
+    def features(self, session: Session, add: int = 0, without: int = 0) -> int:
+        """What to negotiate for the kind of ring: VERSION_1, the work's own features, `add`, but
+        not `without`. Raises NotObservable if the device does not offer something of it."""
+        wanted = F.VERSION_1 | add | (self.kind.features if self.kind else 0)
+        if lacking := wanted & ~session.offered:
+            raise NotObservable(f"not offered: {F(lacking)!r}")
+        return closed(int((wanted | self.work.features & session.offered) & ~without), None)
+
+    def live(
+        self,
+        *,
+        add: int = 0,
+        without: int = 0,
+        size: int | None = None,
+        indirect_length: int = 0,
+        session: Session | None = None,
+    ) -> Live:
+        """An initialized device with its work's queue set up in the kind of ring of this run."""
+        session = session or self.session()
+        work = self.work
+        features = self.features(session, add, without)
+        if not session.negotiate(features):
+            raise NotObservable(f"the device does not take the features {features:#x}")
+        work.prepare(session)
+        largest = session.transport.queue_size_max(work.queue)
+        if size is not None and size > largest:
+            raise NotObservable(f"the queue has {largest} slots at most, {size} are needed")
+        ring = session.ring(work.queue, size, indirect_length)
+        session.go_live()
+        return Live(session, ring, work)
+
+    def close(self) -> None:
+        self._sessions.close()

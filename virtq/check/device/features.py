@@ -1,0 +1,91 @@
+"""Feature bits and their negotiation (2.2, 6)."""
+
+from __future__ import annotations
+
+from virtq.check.case import NotObservable, case, expect
+from virtq.check.context import Context
+from virtq.features import F, describe, unmet
+
+_TYPE_BITS = (1 << 24) - 1 | ((1 << 78) - 1) ^ ((1 << 50) - 1)
+_RESERVED = sum(1 << bit for bit in range(42, 50))
+"""Reserved feature bits with no meaning in 1.4 (6): those above SUSPEND."""
+
+
+@case("resv.dev.version-1-offer", rings=False)
+def version_1_is_offered(ctx: Context) -> None:
+    """VERSION_1 is always offered."""
+    session = ctx.session()
+    expect(session.offered & F.VERSION_1, "VERSION_1 offered", f"{session.offered:#x}")
+
+
+@case("feat.dev.dependency-closed", rings=False)
+def prerequisites_are_offered(ctx: Context) -> None:
+    """No feature is offered without what it requires."""
+    session = ctx.session()
+    device = session.transport.device_id
+    lacking = unmet(session.offered, device)
+    expect(not lacking, "every prerequisite offered", f"without theirs: {lacking}")
+
+
+@case("feat.dev.accept-valid-subset")
+def every_kind_is_accepted(ctx: Context) -> None:
+    """A device that offers a kind of ring accepts it alone: VERSION_1 and the kind's own bits."""
+    session = ctx.session()
+    features = ctx.features(session)
+    expect(session.negotiate(features), f"{describe(features)} accepted", "FEATURES_OK off")
+
+
+@case("feat.dev.accept-valid-subset", "feat.dev.renegotiate-same-set", rings=False)
+def each_ring_feature_alone(ctx: Context) -> None:
+    """Each of the ring's features can be taken or left."""
+    session = ctx.session()
+    for bit in (F.INDIRECT_DESC, F.EVENT_IDX, F.RING_PACKED, F.IN_ORDER, F.RING_RESET):
+        if session.offered & bit:
+            for features in (F.VERSION_1 | bit, F.VERSION_1 | session.offered & int(F(0))):
+                session.reset()
+                expect(
+                    session.negotiate(int(features)),
+                    f"{describe(int(features))} accepted",
+                    "FEATURES_OK off",
+                )
+
+
+@case("feat.dev.withhold-features-ok", rings=False)
+def what_was_not_offered(ctx: Context) -> None:
+    """A feature that was not offered is either ignored or makes the device leave FEATURES_OK off;
+    it never takes effect."""
+    session = ctx.session()
+    missing = next((b for b in (F.RING_PACKED, F.IN_ORDER) if not session.offered & b), None)
+    if missing is None:
+        raise NotObservable("the device offers both RING_PACKED and IN_ORDER")
+    accepted = session.negotiate(int(F.VERSION_1 | missing))
+    if not accepted:
+        return
+    # Accepted means: dropped. The device must then serve a plain split ring.
+    session.reset()
+    ctx.live(session=session)
+
+
+@case("feat.dev.no-unsupported-offer", rings=False)
+def no_reserved_bits(ctx: Context) -> None:
+    """Reserved bits are not offered, and neither are those that belong to another transport."""
+    session = ctx.session()
+    reserved = session.offered & _RESERVED
+    expect(not reserved, "no reserved bit offered", f"{reserved:#x}")
+
+
+@case("resv.dev.version-1-declined", rings=False)
+def version_1_declined(ctx: Context) -> None:
+    """Without VERSION_1 the device may refuse or go on as a legacy one; either way it answers."""
+    session = ctx.session()
+    session.negotiate(0)
+    session.transport.read_status()
+    session.reset()
+
+
+@case("resv.ring-packed.meaning", "resv.in-order.meaning")
+def the_kind_takes_effect(ctx: Context) -> None:
+    """The negotiated layout and order are those that the device works with."""
+    live = ctx.live()
+    live.ring.serve(*live.jobs(8))
+    expect(len(live.ring.entries) >= 1, "used entries in the negotiated layout", "none")

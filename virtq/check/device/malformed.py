@@ -1,0 +1,166 @@
+"""Rings that no driver should make: the device may break, but only that queue, and it can be reset.
+
+Any outcome but a hang, a crash or memory written that was not lent is a pass: the specification
+leaves what happens to the device. What must hold is that it serves again after a reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from virtq.check.case import case
+from virtq.check.context import Context, Live
+from virtq.features import F
+from virtq.model.memory import INDIRECT, NEXT, WRITE
+
+_NOWHERE = 0x7FFF_FFFF_0000
+
+
+def _survives(ctx: Context, spoil: Callable[[Live], None], add: int = 0) -> None:
+    """Do harm to a queue, wait a moment, reset, and see that the device serves again."""
+    live = ctx.live(add=add, indirect_length=8 if add & F.INDIRECT_DESC else 0)
+    live.ring.serve(*live.jobs(2))
+    spoil(live)
+    live.ring.signal()
+    for _ in live.session.moment():
+        live.session.transport.check()
+    live.session.reset()
+    again = ctx.live(session=live.session)
+    again.ring.serve(*again.jobs(4))
+
+
+@case("reset.dev.status-zero", "framing.dev.no-layout-assumption")
+def a_buffer_nowhere(ctx: Context) -> None:
+    """A descriptor whose address is not memory (rows 7, 10)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(addr=_NOWHERE))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero")
+def an_address_that_overflows(ctx: Context) -> None:
+    """Address and length together pass 2^64 (row 10)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(addr=2**64 - 8, len=4096))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero")
+def a_length_of_zero(ctx: Context) -> None:
+    """A descriptor of no bytes (row 9)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(len=0))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero", packed=False)
+def a_loop(ctx: Context) -> None:
+    """A chain that links to itself (row 15)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        ring, head = live.ring.split_ring, live.ring.half.added[-1].id
+        ring.set_desc(head, ring.desc(head)._replace(flags=NEXT, next=head))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero", packed=False)
+def a_head_beyond_the_table(ctx: Context) -> None:
+    """A head, and a next, that are not in the table (row 15)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        ring = live.ring.split_ring
+        ring.set_avail(ring.avail_idx % live.ring.size, 0xFFFF)
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero", packed=False)
+def an_index_that_jumps(ctx: Context) -> None:
+    """An available index more than a queue ahead (row 14)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.split_ring.avail_idx += live.ring.size + 7
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero")
+def readable_after_writable(ctx: Context) -> None:
+    """A chain with its parts the wrong way round (row 15)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(flags=d.flags | WRITE))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)
+
+
+@case("reset.dev.status-zero", needs=F.INDIRECT_DESC)
+def a_table_of_odd_length(ctx: Context) -> None:
+    """Indirect tables of no bytes, and of a length that is no multiple of 16 (row 2)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(flags=d.flags & ~NEXT | INDIRECT, len=24))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil, int(F.INDIRECT_DESC))
+
+
+@case("reset.dev.status-zero", needs=F.INDIRECT_DESC)
+def a_table_of_no_length(ctx: Context) -> None:
+    """An indirect table of no bytes (row 2)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(flags=d.flags & ~NEXT | INDIRECT, len=0))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil, int(F.INDIRECT_DESC))
+
+
+@case("reset.dev.status-zero", needs=F.INDIRECT_DESC)
+def a_table_with_next(ctx: Context) -> None:
+    """INDIRECT and NEXT in one descriptor (row 15)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        live.ring.change_head(lambda d: d._replace(flags=d.flags | INDIRECT | NEXT))
+        live.ring.half.publish()
+
+    _survives(ctx, spoil, int(F.INDIRECT_DESC))
+
+
+@case("reset.dev.status-zero", packed=True)
+def a_list_longer_than_the_ring(ctx: Context) -> None:
+    """NEXT in every slot of the ring (rows 15, 16)."""
+
+    def spoil(live: Live) -> None:
+        live.ring.add(live.work.job(0))
+        ring, at = live.ring.packed_ring, live.ring.half.position
+        for slot in range(live.ring.size):
+            old = ring.desc(slot)
+            ring.set_desc(slot, old._replace(flags=old.flags | NEXT, addr=live.ring.areas.desc))
+        live.ring.change_head(lambda d: d._replace(flags=d.flags | NEXT))
+        assert at
+        live.ring.half.publish()
+
+    _survives(ctx, spoil)

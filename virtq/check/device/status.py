@@ -1,0 +1,103 @@
+"""Device status and reset (2.1, 2.4, 3.1)."""
+
+from __future__ import annotations
+
+from virtq.check.case import case, expect
+from virtq.check.context import Context
+from virtq.status import Status
+
+_READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
+
+
+@case("reset.dev.status-zero", rings=False)
+def reset_reads_zero(ctx: Context) -> None:
+    """The status reads 0 after a reset, at whatever point of the initialization it comes."""
+    session = ctx.session()
+    for status in (Status.ACKNOWLEDGE, Status.ACKNOWLEDGE | Status.DRIVER):
+        session.transport.write_status(status)
+        session.reset()
+        expect(session.transport.read_status() == 0, "status 0", session.transport.read_status())
+    session.negotiate(ctx.features(session))
+    session.reset()
+    expect(session.transport.read_status() == 0, "status 0", session.transport.read_status())
+
+
+@case("reset.dev.status-zero", "feat.dev.renegotiate-same-set")
+def reset_while_live(ctx: Context) -> None:
+    """A live device goes back to status 0, and takes the same features and serves again."""
+    live = ctx.live()
+    live.ring.serve(*live.jobs(4))
+    features = live.session.features
+    live.session.reset()
+    expect(
+        live.session.negotiate(features),
+        f"the features {features:#x}, accepted before, accepted again after a reset",
+        "FEATURES_OK off",
+    )
+    live.work.prepare(live.session)
+    ring = live.session.ring(live.work.queue)
+    live.session.go_live()
+    ring.serve(*live.jobs(4))
+
+
+@case("status.dev.no-consume-before-driver-ok", "status.dev.no-used-notify-before-driver-ok")
+def nothing_before_driver_ok(ctx: Context) -> None:
+    """Buffers that are available before DRIVER_OK are not used, and nothing is notified."""
+    session = ctx.session()
+    session.negotiate(ctx.features(session))
+    work = ctx.work
+    work.prepare(session)
+    ring = session.ring(work.queue)
+    for seed in range(3):
+        ring.add(work.job(seed))
+    ring.half.publish()
+    expect(ring.quiet(), "no buffer used before DRIVER_OK", "a used entry")
+    expect(ring.calls() == 0, "no notification before DRIVER_OK", "a used buffer notification")
+    session.go_live()
+    ring.kick(always=True)
+    ring.wait(3)
+
+
+@case("reset.dev.quiesce")
+def quiet_after_reset(ctx: Context) -> None:
+    """Once the status reads 0, nothing is written to the rings and nothing is notified."""
+    live = ctx.live()
+    live.ring.serve(*live.jobs(2))
+    memory, areas = live.session.arena.memory, live.ring.areas
+    live.session.transport.write_status(0)
+    for _ in live.session.patience("the status to read 0 after a reset"):
+        if live.session.transport.read_status() == 0:
+            break
+    live.ring.calls()
+    for job in live.jobs(3, first=2):
+        live.ring.add(job)
+    live.ring.half.publish()
+    before = memory.read(areas.desc, areas.end - areas.desc)
+    for _ in live.session.moment():
+        now = memory.read(areas.desc, areas.end - areas.desc)
+        expect(now == before, "rings untouched after a reset", "a write to a ring")
+    expect(live.ring.calls() == 0, "no notification after a reset", "a used buffer notification")
+
+
+@case("status.dev.set-needs-reset", rings=False)
+def needs_reset_is_off(ctx: Context) -> None:
+    """A device that nobody did anything wrong to does not ask for a reset."""
+    session = ctx.session()
+    session.negotiate(ctx.features(session))
+    status = session.transport.read_status()
+    expect(not status & Status.DEVICE_NEEDS_RESET, "DEVICE_NEEDS_RESET off", f"status {status:#x}")
+    expect(status & _READY == _READY, f"the bits that were written, {_READY:#x}", f"{status:#x}")
+
+
+@case("cfg.dev.readable-before-features-ok", rings=False)
+def configuration_before_features_ok(ctx: Context) -> None:
+    """The configuration can be read before FEATURES_OK, and reads the same when live."""
+    session = ctx.session()
+    session.acknowledge()
+    size = min(session.transport.config_size, 64)
+    early = session.transport.read_config(0, size) if size else b""
+    session.reset()
+    session.negotiate(ctx.features(session))
+    late = session.transport.read_config(0, size) if size else b""
+    fixed = {2: 8, 1: 6}.get(session.transport.device_id or 0, 0)
+    expect(early[:fixed] == late[:fixed], f"configuration {late[:fixed].hex()}", early.hex())

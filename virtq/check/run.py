@@ -1,0 +1,156 @@
+"""All cases against one device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from virtq.check import device
+from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Verdict
+from virtq.check.context import Context
+from virtq.errors import PeerGone, TransportError, UriError, VirtqError
+from virtq.features import F, RingKind, describe
+from virtq.transports.base import DriverTransport
+
+PATIENCE_S = 2.0
+MOMENT_S = 0.02
+
+assert device.__all__
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one case ended in one kind of ring. `expected` and `came` for a failure; `reason` for
+    everything else that is not a pass; `rings` as they stood then."""
+
+    case: Case
+    kind: RingKind | None
+    verdict: Verdict
+    seconds: float
+    expected: str = ""
+    came: str = ""
+    reason: str = ""
+    rings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.case.name}[{self.kind}]" if self.kind else self.case.name
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: how to open it, and what it was found to be."""
+
+    uri: str
+    open: Callable[[], DriverTransport]
+    device_id: int | None
+    offered: int
+    bus: str | None
+
+    @classmethod
+    def find(
+        cls, uri: str, open: Callable[[], DriverTransport], device_id: int | None, bus: str | None
+    ) -> Subject:
+        """Ask the device what it is. Raises TransportError if there is none."""
+        transport = open()
+        try:
+            transport.write_status(0)
+            offered = transport.read_features()
+            known = transport.device_id if device_id is None else device_id
+        finally:
+            transport.close()
+        return cls(uri, open, known, offered, bus)
+
+
+def chosen(patterns: Sequence[str]) -> list[Case]:
+    """The cases that a pattern such as `in_order.*` or `blk` (an area) names; all without one.
+    Raises UriError for a pattern that names none."""
+    if not patterns:
+        return list(CASES.values())
+    found: dict[str, Case] = {}
+    for pattern in patterns:
+        named = {
+            name: case
+            for name, case in CASES.items()
+            if fnmatchcase(name, pattern) or case.area == pattern
+        }
+        if not named:
+            raise UriError(f"no case is called {pattern!r}: --list shows them all")
+        found |= named
+    return list(found.values())
+
+
+def run(
+    subject: Subject,
+    cases: Sequence[Case],
+    *,
+    seed: int = 0,
+    patience_s: float = PATIENCE_S,
+    moment_s: float = MOMENT_S,
+) -> Iterator[Result]:
+    """Run the cases, each in each of its kinds of ring; one result at a time. Always ends."""
+    for case in cases:
+        for kind in case.kinds or (None,):
+            if reason := _not_for(subject, case, kind):
+                yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
+            else:
+                yield _run_one(subject, case, kind, seed, patience_s, moment_s)
+
+
+def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
+    """Why the case does not apply; empty if it does."""
+    if case.device_id is not None and case.device_id != subject.device_id:
+        return "another device type"
+    if case.bus is not None and case.bus != subject.bus:
+        return "another bus"
+    needed = case.needs | (kind.features if kind else F(0))
+    if lacking := needed & ~subject.offered:
+        return f"not offered: {describe(int(lacking), subject.device_id)}"
+    return ""
+
+
+def _run_one(
+    subject: Subject,
+    case: Case,
+    kind: RingKind | None,
+    seed: int,
+    patience_s: float,
+    moment_s: float,
+) -> Result:
+    context = Context(
+        subject.open,
+        kind=kind,
+        device_id=subject.device_id,
+        patience_s=patience_s,
+        moment_s=moment_s,
+        seed=seed,
+    )
+    began = time.monotonic()
+    verdict, fields = Verdict.PASS, {}
+    rings: list[dict[str, Any]] = []
+    try:
+        try:
+            case.run(context)
+        except (Broken, Hung):
+            # Drawn while the session is open: its memory goes with it.
+            rings = [ring.picture() for ring in context.last.rings.values()] if context.last else []
+            raise
+    except Broken as broken:
+        verdict, fields = Verdict.FAIL, {"expected": broken.expected, "came": broken.came}
+    except NotObservable as reason:
+        verdict, fields = Verdict.SKIPPED, {"reason": str(reason)}
+    except Hung as hung:
+        verdict, fields = Verdict.HUNG, {"reason": str(hung)}
+    except PeerGone as gone:
+        verdict, fields = Verdict.CRASHED, {"reason": str(gone)}
+    except TransportError as error:
+        verdict, fields = Verdict.HUNG, {"reason": str(error)}
+    except VirtqError as error:
+        verdict = Verdict.FAIL
+        fields = {"expected": "the transport to do its work", "came": str(error)}
+    finally:
+        context.close()
+    return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)

@@ -1,0 +1,119 @@
+"""Requests that a device type is known to serve, so that rings can be judged on any device."""
+
+from __future__ import annotations
+
+import struct
+from typing import Protocol
+
+from virtq.check.session import UNTOUCHED, Job, Session
+from virtq.wire import blk, net
+
+ENTROPY_ID, CONSOLE_ID = 4, 3
+_FRAME_BYTES = 60
+_ENTROPY_BYTES = 64
+
+
+class Work(Protocol):
+    """What to ask of a device type."""
+
+    queue: int
+    """The virtqueue that the jobs go to."""
+    features: int
+    """Device-specific features to negotiate where they are offered."""
+
+    def prepare(self, session: Session) -> None:
+        """Set up other virtqueues that the device needs to do its work."""
+        ...
+
+    def job(self, seed: int) -> Job:
+        """A buffer that the device uses soon; different for each seed."""
+        ...
+
+
+class BlkWork:
+    """Reads of sectors that are never written, and GET_ID in turn (5.2.6)."""
+
+    queue, features = 0, 0
+
+    def prepare(self, session: Session) -> None:
+        """A request queue stands alone."""
+
+    def job(self, seed: int) -> Job:
+        if seed % 2:
+            return Job(
+                blk.Header(blk.Type.GET_ID, 0).pack(), blk.ID_BYTES + 1, _ends_with_ok, full=True
+            )
+        header = blk.Header(blk.Type.IN, seed // 2 % 8)
+        return Job(header.pack(), blk.SECTOR_BYTES + 1, _ends_with_ok, full=True)
+
+
+def _ends_with_ok(reply: bytes, written: int) -> str | None:
+    if reply[-1] == UNTOUCHED:
+        return "no status was written"
+    if reply[-1] != blk.Status.OK:
+        return f"status {reply[-1]}"
+    # A length may understate (2.7.8.2), but not what lies before the status.
+    return None
+
+
+class NetWork:
+    """Frames to transmit (5.1.6.2)."""
+
+    queue, features = 1, 0
+
+    def prepare(self, session: Session) -> None:
+        """A receive queue, which stays empty."""
+        session.ring(0)
+
+    def job(self, seed: int) -> Job:
+        frame = bytes(6) + struct.pack("!6sHI", b"\x02virtq", 0x88B5, seed)
+        return Job(bytes(net.HEADER_BYTES) + frame.ljust(_FRAME_BYTES, b"\0"), 0, _nothing)
+
+
+def _nothing(reply: bytes, written: int) -> str | None:
+    return f"{written} bytes are reported as written" if written else None
+
+
+class EntropyWork:
+    """Buffers for random bytes (5.4.6)."""
+
+    queue, features = 0, 0
+
+    def prepare(self, session: Session) -> None:
+        """The one queue stands alone."""
+
+    def job(self, seed: int) -> Job:
+        return Job(b"", _ENTROPY_BYTES, _some_entropy)
+
+
+def _some_entropy(reply: bytes, written: int) -> str | None:
+    if not written:
+        return "a buffer without a single random byte (5.4.6.1)"
+    beyond = reply[written:]
+    if written == len(reply) and reply == bytes([UNTOUCHED]) * len(reply):
+        return f"{written} bytes are reported as written, and none was"
+    if beyond and beyond != bytes([UNTOUCHED]) * len(beyond):
+        return None  # more may have been written than is reported
+    return None
+
+
+class ConsoleWork:
+    """Characters to transmit on port 0 (5.3.6)."""
+
+    queue, features = 1, 0
+
+    def prepare(self, session: Session) -> None:
+        """The receive queue of port 0, which stays empty."""
+        session.ring(0)
+
+    def job(self, seed: int) -> Job:
+        return Job(f"line {seed}\n".encode(), 0, _nothing)
+
+
+WORK: dict[int, type[Work]] = {
+    blk.DEVICE_ID: BlkWork,
+    net.DEVICE_ID: NetWork,
+    ENTROPY_ID: EntropyWork,
+    CONSOLE_ID: ConsoleWork,
+}
+"""By device id."""
