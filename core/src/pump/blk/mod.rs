@@ -8,6 +8,7 @@
 
 mod direct;
 mod disk;
+pub mod load;
 mod request;
 mod stats;
 mod store;

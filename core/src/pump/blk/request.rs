@@ -10,12 +10,13 @@ use super::stats::Counts;
 use super::store::Way;
 use crate::ring::{Batch, Buffer, pieces};
 
-const HEADER_BYTES: u64 = 16;
+/// Type, reserved, sector.
+pub const HEADER_BYTES: u64 = 16;
 const SEGMENT_BYTES: u64 = 16;
 const UNMAP: u32 = 1;
 
 /// Request types.
-mod kind {
+pub mod kind {
     pub const IN: u32 = 0;
     pub const OUT: u32 = 1;
     pub const FLUSH: u32 = 4;
