@@ -9,6 +9,7 @@
 mod direct;
 mod disk;
 pub mod load;
+mod ram;
 mod request;
 mod stats;
 mod store;
