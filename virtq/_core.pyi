@@ -399,6 +399,7 @@ class BlkLoad:
         capacity_sectors: int,
         block_bytes: int = 4096,
         depth: int = 32,
+        batch: int = 8,
         write_percent: int = 0,
         random: bool = True,
         wait: Literal["poll", "event"] = "poll",
@@ -408,8 +409,8 @@ class BlkLoad:
     ) -> None:
         """`address`: guest address of `memory_bytes` that nobody else uses, in one region.
         `capacity_sectors`: sectors of 512 bytes to work on, from the first one. `block_bytes`: data
-        in each request. `depth`: requests in flight on each queue. `write_percent`: of 100
-        requests, how many write. `random`: blocks in random order, which follows from `seed`.
+        in each request. `depth`: requests in flight on each queue. `batch`: requests made
+        available at once, at most. `write_percent`: of 100 requests, how many write. `random`: blocks in random order, which follows from `seed`.
         `wait`: look for answers again and again, or sleep until notified.
 
         What is written follows from the number of the sector and `seed`, so that blocks can be

@@ -36,7 +36,7 @@ pub struct BlkLoad {
 #[pymethods]
 impl BlkLoad {
     #[new]
-    #[pyo3(signature = (memory, address, queues, *, capacity_sectors, block_bytes=4096, depth=32, write_percent=0, random=true, wait="poll", seed=0, verify=None, verify_every=16))]
+    #[pyo3(signature = (memory, address, queues, *, capacity_sectors, block_bytes=4096, depth=32, batch=8, write_percent=0, random=true, wait="poll", seed=0, verify=None, verify_every=16))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: &Memory,
@@ -45,6 +45,7 @@ impl BlkLoad {
         capacity_sectors: u64,
         block_bytes: u32,
         depth: u16,
+        batch: u16,
         write_percent: u8,
         random: bool,
         wait: &str,
@@ -70,6 +71,7 @@ impl BlkLoad {
             capacity_sectors,
             block_bytes,
             depth,
+            batch,
             write_percent,
             random,
             event,
@@ -95,6 +97,7 @@ impl BlkLoad {
             capacity_sectors: u64::MAX,
             block_bytes,
             depth,
+            batch: 1,
             write_percent: 0,
             random: false,
             event: false,

@@ -49,6 +49,9 @@ pub struct Options {
     pub block_bytes: u32,
     /// Requests in flight on each queue.
     pub depth: u16,
+    /// Requests that are made available at once, at most. Fewer than the depth, so that the device
+    /// has something to do while the next ones are prepared.
+    pub batch: u16,
     /// Of 100 requests, how many write; the others read.
     pub write_percent: u8,
     /// Blocks in an order that seems random; else one after the other.
@@ -80,6 +83,9 @@ impl Options {
         }
         if self.depth == 0 || u32::from(self.depth) > QUEUE_SIZE_MAX {
             return Err(format!("depth is {}, not in 1..={QUEUE_SIZE_MAX}", self.depth));
+        }
+        if self.batch == 0 {
+            return Err("batch is 0, at least 1 is needed".into());
         }
         if self.write_percent > 100 {
             return Err(format!("write_percent is {}, not in 0..=100", self.write_percent));
@@ -355,7 +361,7 @@ impl Load {
         now: Instant,
     ) -> Result<(), LoadError> {
         for (lane, queue) in queues.iter_mut().enumerate() {
-            let mut added = false;
+            let mut added = 0;
             while let Some(&slot) = self.free[lane].last() {
                 let Some((block, write)) = self.next(run, now) else { break };
                 self.prepare(slot, block, write, now);
@@ -363,9 +369,13 @@ impl Load {
                 let stored = usize::from(write);
                 queue.add(&readable[..1 + stored], &writable[stored..], slot as u64)?;
                 self.free[lane].pop();
-                added = true;
+                added += 1;
+                if added == self.options.batch {
+                    queue.kick()?;
+                    added = 0;
+                }
             }
-            if added {
+            if added > 0 {
                 queue.kick()?;
             }
         }
