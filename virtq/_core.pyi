@@ -294,10 +294,15 @@ class BlkDisk:
 
     @staticmethod
     def file(
-        path: str | PathLike[str], *, read_only: bool = False, direct: bool = False
+        path: str | PathLike[str],
+        *,
+        read_only: bool = False,
+        direct: bool = False,
+        io_uring: bool = True,
     ) -> BlkDisk:
         """A raw image or a block device; `direct` goes past the page cache (O_DIRECT), by way of an
-        aligned buffer where a request is not aligned. Raises OSError, or ValueError if it is
+        aligned buffer where a request is not aligned. `io_uring`: use it where it is to be had, for
+        transfers that wait for the storage; else each is a system call of its own. Raises OSError, or ValueError if it is
         neither, smaller than a sector, or (direct) no multiple of the block size."""
     @staticmethod
     def memory(size: int) -> BlkDisk:
@@ -383,7 +388,8 @@ class BlkPump:
     @property
     def stats(self) -> dict[str, int]:
         """batches; reads, writes, flushes, discards, write_zeroes, get_ids (whatever became of
-        them); errors (IOERR), unsupported (UNSUPP); bytes_read, bytes_written (what ended well)."""
+        them); errors (IOERR), unsupported (UNSUPP); queued (transfers that went through io_uring),
+        submissions (calls that told it of them); bytes_read, bytes_written (what ended well)."""
 
 @final
 class BlkLoad:

@@ -228,6 +228,8 @@ def test_every_request(
         "get_ids": 1,
         "errors": 0,
         "unsupported": 1,
+        "queued": 0,
+        "submissions": 0,
         "bytes_read": 2 * len(data),
         "bytes_written": len(data),
     }

@@ -43,6 +43,8 @@ pub struct Options {
     pub read_only: bool,
     /// Go past the page cache (O_DIRECT).
     pub direct: bool,
+    /// Make every transfer by a system call of its own, never through io_uring.
+    pub no_io_uring: bool,
 }
 
 /// Why there is no disk.
@@ -83,6 +85,7 @@ pub struct Disk {
     backing: Backing,
     capacity: AtomicU64,
     read_only: bool,
+    io_uring: bool,
     block_size: u32,
     writeback: AtomicBool,
     serial: RwLock<[u8; ID_BYTES]>,
@@ -116,6 +119,7 @@ impl Disk {
             backing,
             capacity: AtomicU64::new(capacity),
             read_only,
+            io_uring: true,
             block_size,
             writeback: AtomicBool::new(true),
             serial: RwLock::new([0; ID_BYTES]),
@@ -158,7 +162,8 @@ impl Disk {
             )));
         }
         let store = Store { file, is_block_device: kind.is_block_device(), direct };
-        Self::new(Backing::Stored(store), size, options.read_only, block_bytes as u32)
+        let disk = Self::new(Backing::Stored(store), size, options.read_only, block_bytes as u32)?;
+        Ok(Self { io_uring: !options.no_io_uring, ..disk })
     }
 
     /// Zeroes in memory of this process.
@@ -191,6 +196,11 @@ impl Disk {
     /// Whether whatever changes it is refused.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether transfers that wait for the storage may go through io_uring.
+    pub fn io_uring(&self) -> bool {
+        self.io_uring
     }
 
     /// Bytes that transfers are best a multiple of, and begin at one.
@@ -250,6 +260,14 @@ impl Disk {
         let left = self.capacity().checked_sub(sector)?;
         (bytes.is_multiple_of(SECTOR_BYTES) && bytes / SECTOR_BYTES <= left)
             .then(|| sector * SECTOR_BYTES)
+    }
+
+    /// The file, if there is one.
+    pub(super) fn store(&self) -> Option<&Store> {
+        match &self.backing {
+            Backing::Stored(store) => Some(store),
+            Backing::Ram(_) | Backing::Null => None,
+        }
     }
 
     /// Moves all bytes of `vectors`, which are used up.
