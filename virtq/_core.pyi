@@ -302,8 +302,9 @@ class BlkDisk:
     ) -> BlkDisk:
         """A raw image or a block device; `direct` goes past the page cache (O_DIRECT), by way of an
         aligned buffer where a request is not aligned. `io_uring`: use it where it is to be had, for
-        transfers that wait for the storage; else each is a system call of its own. Raises OSError, or ValueError if it is
-        neither, smaller than a sector, or (direct) no multiple of the block size."""
+        transfers that wait for the storage; else each is a system call of its own. Raises OSError,
+        or ValueError if it is neither, smaller than a sector, or (direct) no multiple of the block
+        size."""
     @staticmethod
     def memory(size: int) -> BlkDisk:
         """`size` bytes of zeroes that vanish with the disk. Raises ValueError below a sector."""
@@ -415,9 +416,10 @@ class BlkLoad:
     ) -> None:
         """`address`: guest address of `memory_bytes` that nobody else uses, in one region.
         `capacity_sectors`: sectors of 512 bytes to work on, from the first one. `block_bytes`: data
-        in each request. `depth`: requests in flight on each queue. `batch`: requests made
-        available at once, at most. `write_percent`: of 100 requests, how many write. `random`: blocks in random order, which follows from `seed`.
-        `wait`: look for answers again and again, or sleep until notified.
+        in each request. `depth`: requests in flight on each queue. `batch`: requests made available
+        at once, at most. `write_percent`: of 100 requests, how many write. `random`: blocks in
+        random order, which follows from `seed`. `wait`: look for answers again and again, or sleep
+        until notified.
 
         What is written follows from the number of the sector and `seed`, so that blocks can be
         read, and written again, in any order. `verify`: whether reads should find that pattern (see
