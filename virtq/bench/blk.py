@@ -34,6 +34,8 @@ DEPTHS = (1, 32, 128)
 BLOCKS_BYTES = (4096, 128 << 10)
 MIXES = {"read": 0, "write": 100, "mixed": 30}
 """Of 100 requests, how many write."""
+FILL_BYTES, FILL_DEPTH = 128 << 10, 8
+"""Requests that a disk is filled with before it is measured."""
 START_S = 10.0
 STOP_S = 5.0
 WARM_UP_S = 0.02
@@ -110,12 +112,13 @@ class Served:
             self._polls = kind.wait == "poll" and not kind.peer
             if pin is not None:
                 _bind(self._process.pid, pin[1])
-            self._load = stack.enter_context(_load(self._driver, kind, shape))
             if kind.place != "null":
-                _check(self._load.fill())
+                with self._driver.load(block_bytes=FILL_BYTES, depth=FILL_DEPTH) as fill:
+                    _check(fill.fill())
                 self._driver.flush()
+            self._load = stack.enter_context(_load(self._driver, kind, shape))
             if self._polls:
-                self._signal(signal.SIGSTOP)
+                self._rest()
                 stack.callback(self._signal, signal.SIGCONT)
             self._stack = stack.pop_all()
 
@@ -136,7 +139,7 @@ class Served:
             cpu_s = self._cpu_s() - cpu_s
         finally:
             if self._polls:
-                self._signal(signal.SIGSTOP)
+                self._rest()
             os.sched_setaffinity(0, before)
         _check(did)
         counts = ("kicks", "calls", "used_entries", "batches", "verified")
@@ -153,6 +156,13 @@ class Served:
 
     def close(self) -> None:
         self._stack.close()
+
+    def _rest(self) -> None:
+        """Stop the device's process, and see it stopped or ended."""
+        self._signal(signal.SIGSTOP)
+        seen = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        if self._process.returncode is None:
+            os.waitid(os.P_PID, self._process.pid, seen)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
