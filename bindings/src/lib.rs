@@ -1,6 +1,7 @@
 //! What Python sees of virtq-core, as `virtq._core`. `virtq/_core.pyi` documents it.
 
 mod blk;
+mod blk_load;
 mod errors;
 mod memory;
 mod net;
@@ -13,6 +14,7 @@ use pyo3::types::IntoPyDict;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     blk::register(module)?;
+    blk_load::register(module)?;
     errors::register(module)?;
     memory::register(module)?;
     net::register(module)?;

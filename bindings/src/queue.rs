@@ -483,7 +483,7 @@ impl PyRequest {
 
 #[pyclass(name = "DriverQueue", module = "virtq._core", frozen)]
 pub struct PyDriverQueue {
-    queue: Mutex<DriverQueue>,
+    pub queue: Mutex<DriverQueue>,
 }
 
 impl PyDriverQueue {

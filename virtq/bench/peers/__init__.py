@@ -1,0 +1,1 @@
+"""Programs that others wrote, started to be measured beside virtq."""
