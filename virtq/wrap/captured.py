@@ -58,21 +58,25 @@ class Captured(Wrapper):
         return CapturedQueue.of(queue, self._assembler(self._keep), direction)
 
     def _keep(self, packet: bytes, direction: Direction) -> None:
+        self._carefully(lambda: self._writer.write(packet, direction))
+
+    def _carefully(self, call: Callable[[], None]) -> None:
+        """When the file cannot be written any more, the capture ends, and the device goes on."""
         if self._failed:
             return
         try:
-            self._writer.write(packet, direction)
+            call()
         except OSError as error:
             self._failed = True
             log.error("the capture ends: %s", error)
 
     def reset(self) -> None:
         super().reset()
-        if not self._failed:
-            self._writer.flush()
+        self._carefully(self._writer.flush)
 
     def release(self) -> None:
         super().release()
+        self._carefully(self._writer.flush)
         self._writer.close()
 
 

@@ -3,6 +3,7 @@ one interface needs. All blocks are little-endian and padded to 4 bytes."""
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -57,10 +58,11 @@ class PcapngWriter:
             self._file.flush()
 
     def close(self) -> None:
-        """Harmless when done twice."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """What was not flushed may be lost. Harmless when done twice."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def _padded(data: bytes) -> bytes:

@@ -23,6 +23,7 @@ served by its Python path within this.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -213,16 +214,21 @@ class _File:
         try:
             self._file.write(text)
         except OSError as error:
-            log.error("the trace ends: %s", error)
-            self._file = None
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        log.error("the trace ends: %s", error)
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.close()
 
     def flush(self) -> None:
         if self._file is not None:
             try:
                 self._file.flush()
             except OSError as error:
-                log.error("the trace ends: %s", error)
-                self._file = None
+                self._failed(error)
 
     def close(self) -> None:
         self.write(self.end())
