@@ -89,11 +89,10 @@ class LinuxKernel:
                 case ".gz":
                     return gzip.decompress(data)
                 case ".zst":
-                    unzstd = _program("VIRTQ_ZSTD", "zstd", "to unpack kernel modules")
-                    command = [unzstd, "-dcq"]
-                    return subprocess.run(
-                        command, input=data, capture_output=True, check=True
-                    ).stdout
+                    zstd = _program("VIRTQ_ZSTD", "zstd", "to unpack kernel modules")
+                    unpack = [str(zstd), "-dcq"]
+                    done = subprocess.run(unpack, input=data, capture_output=True, check=True)
+                    return done.stdout
         except (OSError, lzma.LZMAError, subprocess.CalledProcessError) as error:
             raise MissingPart(f"kernel module {path}: {error}") from None
         return data

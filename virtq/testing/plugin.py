@@ -16,7 +16,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import pytest
 
@@ -51,10 +51,20 @@ def ring_kind(request: pytest.FixtureRequest) -> RingKind:
 class Loopback(Protocol):
     """What `virtq_loopback` is."""
 
+    @overload
     def __call__(
         self,
         device: Device | Wrapper,
-        driver: type[D] = ...,
+        *,
+        want: int = 0,
+        offer: Change | str | None = None,
+        **settings: Any,
+    ) -> Driver: ...
+    @overload
+    def __call__(
+        self,
+        device: Device | Wrapper,
+        driver: type[D],
         *,
         want: int = 0,
         offer: Change | str | None = None,
@@ -88,7 +98,7 @@ def virtq_loopback(ring_kind: RingKind) -> Iterator[Loopback]:
             stack.callback(made.close)
             return made
 
-        yield drive
+        yield cast(Loopback, drive)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from scapy.utils import RawPcapNgReader
 
 from tests.unit.cli.support import served
 from tests.unit.cli.test_cli_serve import frames, net, received
+from tests.unit.wrap.test_captured import packets as captured
 from virtq import connect
 from virtq.cli import run
 from virtq.drivers.blk import BlkDriver
@@ -18,7 +18,7 @@ from virtq.errors import RequestError
 
 def test_a_disk_with_faults_and_a_trace(tmp_path: Path) -> None:
     path, trace = tmp_path / "s", tmp_path / "out.json"
-    words = ["--fault", "read:2:EIO", "--fault", "write:always:delay=1ms", "--trace", trace]
+    words = ["--fault", "read:2:EIO", "--fault", "write:always:delay=1ms", "--trace", str(trace)]
     with served("blk", "memory:1M", "--socket-path", path, *words, "--json") as service:
         with connect(f"vhost-user:{path}", driver=BlkDriver) as disk:
             disk.write(0, b"x" * 512)
@@ -48,16 +48,16 @@ def test_what_happened_is_in_the_summary(tmp_path: Path) -> None:
 
 def test_each_device_captures_into_a_file_of_its_own(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    words = ["--socket-path", a, "--socket-path", b, "--capture", tmp_path / "hub.pcapng"]
+    words: list[str | Path] = ["--socket-path", a, "--socket-path", b]
+    words += ["--capture", tmp_path / "hub.pcapng"]
     sent = frames(20)
     with served("net", "--hub", *words, sockets=2) as service:
         with net(a) as left, net(b) as right:
             left.send(sent)
             assert received(right, 20) == sent
         service.end()
-    for name, direction in (("hub.pcapng", 2), ("hub-2.pcapng", 1)):
-        with RawPcapNgReader(str(tmp_path / name)) as reader:
-            packets = [(facts.direction, bytes(data)) for data, facts in reader]
+    for name, direction in (("hub.pcapng", "out"), ("hub-2.pcapng", "in")):
+        _, packets = captured(tmp_path / name)
         assert packets == [(direction, frame) for frame in sent]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.utils import RawPcapNgReader
@@ -27,6 +28,8 @@ def packets(path: Path) -> tuple[int, list[tuple[str, bytes]]]:
     it does not like."""
     found, link_type = [], -1
     with RawPcapNgReader(str(path)) as reader:
+        data: bytes
+        facts: Any
         for data, facts in reader:
             link_type = facts.linktype
             found.append(({1: "in", 2: "out"}[facts.direction], bytes(data)))

@@ -55,7 +55,8 @@ def answers(queue: DriverQueue, *words: bytes) -> list[bytes]:
 
 
 def test_a_read_fails_and_the_next_one_does_not(kind: RingKind) -> None:
-    faulty = Faulty(BlkDevice(Disk.memory(1 << 20)), "read:2:EIO", "write:1:ENOSPC")
+    storage = Disk.memory(1 << 20)
+    faulty = Faulty(BlkDevice(storage), "read:2:EIO", "write:1:ENOSPC")
     with faulty, disk(faulty, kind) as driver:
         with pytest.raises(RequestError, match="IOERR"):
             driver.write(0, b"a" * BYTES)
@@ -64,7 +65,7 @@ def test_a_read_fails_and_the_next_one_does_not(kind: RingKind) -> None:
         with pytest.raises(RequestError, match="IOERR"):
             driver.read(0, BYTES)
         assert driver.read(0, BYTES) == b"b" * BYTES
-        assert faulty.device.disk.read(0, BYTES) == b"b" * BYTES
+        assert storage.read(0, BYTES) == b"b" * BYTES
     assert faulty.happened == {"read:2:EIO": 1, "write:1:ENOSPC": 1}
     assert faulty.stats()["requestq1"]["faults"] == 2
 
