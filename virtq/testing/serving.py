@@ -1,9 +1,11 @@
 """`virtq serve` as its users run it: a process of its own, ended by SIGTERM, that tells how it was.
 
-with Serving("blk", image, "--queues", 2, socket_path=socket_path) as disk:
-    run_guest(...)
-    report = disk.end()
-assert report.queues["requestq1"]["buffers"] > 0
+A test begins it, does what it likes, and looks at the report:
+
+    with Serving("blk", image, "--queues", 2, socket_path=socket_path) as disk:
+        run_guest(...)
+        report = disk.end()
+    assert report.queues["requestq1"]["buffers"] > 0
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class FaultError(VirtqError):
 @dataclass(frozen=True)
 class When:
     """Which of the requests in question: those from `first` to `last` (None: no end), counted from
-    1, of them every `step`th, with this probability."""
+    1, of those one in `step`, with this probability."""
 
     probability: float = 1.0
     first: int = 1
