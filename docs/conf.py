@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_missing", "toc.empty_glob", "toc.not_included"]
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
+autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -11,11 +11,15 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
+
 from virtq._core import Batch, DeviceQueue, Position, Request, TranslationMiss
 from virtq.device import Device, QueueSpec
+from virtq.errors import StaleBuffer
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from numpy.typing import NDArray
 
 
 class Wrapper:
@@ -160,6 +164,29 @@ class QueueAround:
         batch = self.queue.take(max)
         return BatchAround.of(batch, [self.around_request(request) for request in batch])
 
+    def serve(
+        self,
+        handler: Callable[[Request], Any],
+        finish: Callable[[Request, Any], object],
+        failed: Callable[[Request, Exception], object],
+        max: int,
+    ) -> int:
+        batch = self.take(max)
+        for request in batch:
+            try:
+                written = handler(request)
+            except Exception as error:
+                failed(request, error)
+                continue
+            if not (written is None or isinstance(written, int)) or not _completed(
+                request, written
+            ):
+                finish(request, written)
+        return len(batch)
+
+    def linger(self, microseconds: int) -> bool:
+        return bool(cast(Any, self.queue).linger(microseconds))
+
     def put_back(self, batch: Batch, start: int = 0) -> int:
         inner = cast(BatchAround, batch)
         count = self.queue.put_back(inner.batch, start)
@@ -230,6 +257,15 @@ class QueueAround:
         return self.queue.stats
 
 
+def _completed(request: Request, written: int | None) -> bool:
+    """False if that makes no sense."""
+    try:
+        request.complete(written)
+    except (ValueError, OverflowError, StaleBuffer):
+        return False
+    return True
+
+
 class BatchAround:
     """A batch around a batch. `requests` may be fewer than the batch has: the others are not the
     device's to serve."""
@@ -260,6 +296,29 @@ class BatchAround:
 
     def read_all(self) -> list[bytes]:
         return [request.read() for request in self.requests]
+
+    def addresses(self) -> memoryview:
+        return _lengths([request.segments()[0][0] for request in self.requests])
+
+    def read_array(self) -> NDArray[np.uint8]:
+        lengths = {request.readable for request in self.requests}
+        if len(lengths) > 1:
+            raise ValueError(f"buffers of {min(lengths)} to {max(lengths)} device-readable bytes")
+        data = np.frombuffer(b"".join(self.read_all()), np.uint8)
+        return data.reshape(len(self.requests), -1 if self.requests else 0).copy()
+
+    def write_array(self, rows: NDArray[np.uint8]) -> int:
+        if rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != len(self.requests):
+            raise ValueError(
+                f"an array of {rows.dtype} and shape {rows.shape}, not of bytes and "
+                f"{len(self.requests)} rows"
+            )
+        width: int = rows.shape[1]
+        if any(request.writable < width for request in self.requests):
+            raise ValueError(f"rows of {width} bytes do not fit into every buffer")
+        for request, row in zip(self.requests, rows, strict=True):
+            request.write(row.tobytes())
+        return width
 
     def complete(self, written: int | Sequence[int] = 0) -> None:
         count = len(self.requests)

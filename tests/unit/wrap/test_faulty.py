@@ -235,3 +235,29 @@ def test_a_handler_may_wait_within_a_wrapper(kind: RingKind) -> None:
 def no_warnings(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
     yield
     assert [str(w.message) for w in recwarn] == []
+
+
+def test_batches_as_arrays_within_a_wrapper(kind: RingKind) -> None:
+    import numpy as np
+
+    from virtq.wrap.around import BatchAround
+
+    class Add(Device):
+        device_id = 63
+        queues: Sequence[QueueSpec] = (QueueSpec("q", 32),)
+
+        def handle_batch(self, batch: BatchAround) -> int:  # type: ignore[override]
+            rows = batch.read_array()
+            assert rows.shape == (len(batch), 4)
+            assert len(set(batch.addresses())) == len(batch)
+            assert list(batch.readable()) == list(batch.writable()) == [4] * len(batch)
+            with pytest.raises(ValueError, match="do not fit"):
+                batch.write_array(np.zeros((len(batch), 5), np.uint8))
+            with pytest.raises(ValueError, match="not of bytes"):
+                batch.write_array(np.zeros((len(batch), 4)))  # type: ignore[arg-type]
+            return batch.write_array(rows + 1)
+
+    with Faulty(Add(), "q:/3:delay=1ms") as device, drive(device, kind) as driver:
+        words = [bytes([n] * 4) for n in range(10)]
+        expected = sorted(bytes([n + 1] * 4) for n in range(10))
+        assert sorted(answers(driver.queues[0], *words)) == expected
