@@ -282,8 +282,12 @@ class SupplyRunner:
         if not self._on or self._broken or self._missing:
             return False
         if self._watch is None:
-            self._watch = Watch(self._queue, self._supply.came)
+            self._watch = Watch(self._queue, self._kicked)
         return self._queue.enable_kicks()
+
+    def _kicked(self) -> None:
+        if self._watch is not None:  # not from within its making, where `listen` looks itself
+            self._supply.came()
 
     def unlisten(self) -> None:
         if self._watch is not None:

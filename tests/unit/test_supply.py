@@ -241,12 +241,15 @@ class Unmapped:
     index = 0
     size = 4
     kick_fd = None
-    has_available = True
     stats: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.takes = 0
         self.mapped = False
+
+    @property
+    def has_available(self) -> bool:
+        return not self.mapped
 
     def take(self, max: int) -> list[Request]:
         self.takes += 1
