@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from virtq.testing.initramfs import MARK, base, overlay
 from virtq.testing.parts import GuestParts, find_parts
@@ -55,7 +55,7 @@ class GuestConfig:
     options (see `vhost_user` and `vhost_user_net`). `modules` of the kernel are loaded before, with
     all they need. `files` are put under /data. `reboots` is how often the guest may reboot.
     `timeout_s` bounds the guest's whole life. `parts`: what it is made of, by default what
-    `virtq.testing.parts` finds.
+    `virtq.testing.parts` finds. `qemu`: "qemu", or another program to run instead of theirs.
     """
 
     script: str
@@ -70,6 +70,7 @@ class GuestConfig:
     cpu: str = "qemu64"
     firmware: str = "qboot.rom"
     kernel_parameters: str = ""
+    qemu: str = "qemu"
     parts: GuestParts | None = None
 
 
@@ -108,16 +109,19 @@ class LinuxGuest:
     Leaving the context while the script runs ends QEMU by SIGTERM: it stops its devices in order.
     """
 
-    def __init__(self, config: GuestConfig) -> None:
+    def __init__(self, config: GuestConfig, *, heir_of: LinuxGuest | None = None) -> None:
+        """`heir_of`: the guest that will be migrated here (QEMU waits for `migrate-incoming`); what
+        its script prints from then on arrives here."""
         self.config = config
-        self._word = secrets.token_hex(8)
+        self._heir_of = heir_of
+        self._word = heir_of._word if heir_of else secrets.token_hex(8)
         self._marks = re.compile(
             MARK + self._word.encode() + rb" (?:(?P<hello>hello)|exit (?P<status>\d+))\n"
         )
         # Guards what follows; notified at every change of it.
         self._changed = threading.Condition()
         self._output = bytearray()
-        self._boot_offsets: list[int] = []
+        self._boot_offsets: list[int] = [0] if heir_of else []
         self._read_offset = 0
         self._status: int | None = None
         self._ended = False
@@ -193,6 +197,48 @@ class LinuxGuest:
             self._read_offset += found.end()
         return found
 
+    def migrate(
+        self,
+        heir: LinuxGuest,
+        socket_path: Path,
+        meanwhile: Callable[[], None] = lambda: None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Moves the running guest to `heir`'s QEMU, by way of a socket at that path; returns once
+        it runs there. Then this one is to be left. Raises GuestError if it does not succeed.
+
+        `meanwhile` is called when all memory was sent once, while the guest still runs here: what
+        is written from then on is there only if it is noticed that it was."""
+        deadline = time.monotonic() + timeout_s
+        uri = {"uri": f"unix:{socket_path}"}
+        heir.qmp.execute("migrate-incoming", uri)
+        # So little in so short a pause that it is not enough for a guest that does anything.
+        self._migration(**{"max-bandwidth": 32 << 20, "downtime-limit": 1})
+        self.qmp.execute("migrate", uri)
+        self._await_migration(heir, deadline, lambda info: info["ram"]["dirty-sync-count"] > 2)
+        meanwhile()
+        self._migration(**{"max-bandwidth": 1 << 32, "downtime-limit": 2000})
+        self._await_migration(heir, deadline, lambda info: info["status"] == "completed")
+        while heir.qmp.execute("query-status")["status"] != "running":
+            if time.monotonic() > deadline:
+                raise GuestError(f"the guest does not run after its migration\n{heir.qemu_log}")
+            time.sleep(0.01)
+
+    def _migration(self, **parameters: object) -> None:
+        self.qmp.execute("migrate-set-parameters", parameters)
+
+    def _await_migration(
+        self, heir: LinuxGuest, deadline: float, holds: Callable[[Mapping[str, Any]], bool]
+    ) -> None:
+        while True:
+            info = self.qmp.execute("query-migrate")
+            if "ram" in info and holds(info):
+                return
+            ended = info["status"] in ("failed", "cancelled", "completed")
+            if ended or time.monotonic() > deadline:
+                raise GuestError(f"migration: {info}\n{self.qemu_log}\n{heir.qemu_log}")
+            time.sleep(0.01)
+
     def result(self) -> GuestResult:
         """Awaits the end of the script and the orderly end of QEMU."""
         self._await(lambda: self._status is not None, "without an exit status", None)
@@ -243,7 +289,7 @@ class LinuxGuest:
         memory = f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"
         parameters = f"{KERNEL_PARAMETERS} {config.kernel_parameters}"
         return [
-            parts.qemu,
+            parts.qemu_called(config.qemu),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-accel", "tcg,thread=multi", "-cpu", config.cpu, "-smp", str(config.cpus)),
             *("-machine", f"{config.machine},memory-backend=ram", "-m", f"{config.memory_mib}M"),
@@ -256,6 +302,7 @@ class LinuxGuest:
             *("-chardev", f"socket,id=monitor,fd={qmp_fd}", "-mon", "chardev=monitor,mode=control"),
             # A panic is a reboot too: with none allowed, it ends QEMU at once.
             *([] if config.reboots else ["-no-reboot"]),
+            *(["-incoming", "defer"] if self._heir_of else []),
             *config.args,
         ]
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -106,6 +106,12 @@ class GuestParts:
     busybox: Path
     kernel: LinuxKernel
     cache_dir: Path
+    other: Callable[[str], Path] = field(default=lambda name: _program("", name, "to run a guest"))
+    """Finds another QEMU by what it is called."""
+
+    def qemu_called(self, name: str) -> Path:
+        """The program: `qemu` itself, or what `other` finds. Raises MissingPart."""
+        return self.qemu if name == "qemu" else self.other(name)
 
 
 def _name(path: Path) -> str:
@@ -126,7 +132,8 @@ def _on_this_machine() -> GuestParts:
 def _program(variable: str, name: str, what_for: str) -> Path:
     wanted = os.environ.get(variable) or name
     if (found := shutil.which(wanted)) is None:
-        raise MissingPart(f"there is no {wanted} {what_for}: install it, or set {variable}")
+        instead = f", or set {variable}" if variable else ""
+        raise MissingPart(f"there is no {wanted} {what_for}: install it{instead}")
     return Path(found)
 
 

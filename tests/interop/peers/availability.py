@@ -75,4 +75,5 @@ def linux() -> LinuxKernel:
 
 def guest_parts() -> GuestParts:
     """What a guest is made of; skips when a part is missing."""
-    return GuestParts(program("qemu"), program("busybox"), linux(), PEERS_DIR / "initramfs")
+    cache = PEERS_DIR / "initramfs"
+    return GuestParts(program("qemu"), program("busybox"), linux(), cache, other=program)
