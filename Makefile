@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find core/src bindings/src -name '*.rs') Cargo.toml core/Cargo.toml bindings/Cargo.toml pyproject.toml
 
-.PHONY: demo test setup setup-test peers lint rust-test loom sanitize python-test bench clean
+.PHONY: demo test setup setup-test peers lint rust-test loom sanitize python-test docs bench clean
 
 demo: setup
 	$(BIN)/virtq demo
@@ -62,6 +62,15 @@ endif
 
 python-test: setup-test
 	$(BIN)/pytest
+
+# The pages of docs/, under target/docs; any warning is an error.
+docs: $(VENV)/docs-tools
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html docs target/docs
+	@echo target/docs/index.html
+
+$(VENV)/docs-tools: $(VENV)/built pyproject.toml
+	$(BIN)/maturin develop --release --quiet --extras docs
+	@touch $@
 
 bench:
 	cargo bench --package virtq-core

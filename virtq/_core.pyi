@@ -103,6 +103,8 @@ class Request:
         """Whether it is still to be completed."""
     def read(self, length: int = -1) -> bytes:
         """The next `length` device-readable bytes (-1: all that are left); fewer at the end."""
+    def peek(self, length: int) -> bytes:
+        """What `read` would return, without advancing. The driver may change it before `read`."""
     def write(self, data: Buffer) -> int:
         """Append to the device-writable part; returns all bytes written so far. Raises ValueError
         if `data` does not fit (nothing is written then)."""
@@ -192,6 +194,12 @@ class DeviceQueue:
     @property
     def broken(self) -> str | None:
         """Why the queue is broken, or None."""
+    def spoil_next_used(self, id: int = 0, written: int = 0) -> None:
+        """For fault injection: write the next used entry with its identifier (16 bits) and length
+        (32 bits) exclusive-ored with these."""
+    def lose_call(self) -> bool:
+        """For fault injection: flush, and lose the notification that is due. True if the driver
+        wanted one."""
     def give_up(self, reason: str) -> None:
         """Break the queue for a reason of the device's own, which `broken` then tells, and signal
         the error descriptor. What is complete and not published stays so: `notify` before."""

@@ -83,6 +83,9 @@ class Device(ConfigSpace, metaclass=_Checked):
     """Under IN_ORDER, whether each buffer gets its used entry, for drivers that cannot do without;
     by default one entry covers as many as it may (2.7.9, 2.8.8)."""
 
+    request_kinds: Sequence[str] = ()
+    """The names that `request_kind` tells requests apart by."""
+
     _handled: tuple[handlers.Handles, ...] = ()
     _driver_features: int
     _runners: dict[int, Runner]
@@ -157,6 +160,15 @@ class Device(ConfigSpace, metaclass=_Checked):
 
     def close(self) -> None:
         """Give up what the device holds outside of it, such as files; it is not served any more."""
+
+    def request_kind(self, request: Request) -> str:
+        """What a request is for, as one of `request_kinds`, or nothing; from a look at it
+        (`request.peek`). For fault injection and traces."""
+        return ""
+
+    def wrapped(self) -> None:
+        """A wrapper (`virtq.wrap`) is going to stand between the device and its queues: what
+        `runner` gets from now on is not the core's, so no data path of the core can serve it."""
 
     def runner(self, queue: DeviceQueue) -> Runner:
         """What is to serve a queue: by default its `Supply`, or the method that handles it, called

@@ -201,6 +201,8 @@ class SupplyRunner:
         self._watch: Watch | None = None
         self._on = False
         self._broken = False
+        self._missing = False
+        """A mapping that the transport has been asked for."""
         self._free: deque[Request] = deque()
         self._batches: deque[Batch] = deque()
 
@@ -218,6 +220,7 @@ class SupplyRunner:
             self._supply.detach(self)
 
     def retry(self) -> None:
+        self._missing = False
         self._guard(self._queue.notify)
         self._supply.came()
 
@@ -276,11 +279,15 @@ class SupplyRunner:
 
     def listen(self) -> bool:
         """Have the driver notify of new buffers; True if there are some already."""
-        if not self._on or self._broken:
+        if not self._on or self._broken or self._missing:
             return False
         if self._watch is None:
-            self._watch = Watch(self._queue, self._supply.came)
+            self._watch = Watch(self._queue, self._kicked)
         return self._queue.enable_kicks()
+
+    def _kicked(self) -> None:
+        if self._watch is not None:  # not from within its making, where `listen` looks itself
+            self._supply.came()
 
     def unlisten(self) -> None:
         if self._watch is not None:
@@ -328,6 +335,7 @@ class SupplyRunner:
         try:
             return call(*args)
         except TranslationMiss as miss:
+            self._missing = True
             if self._missed is not None:
                 self._missed(self._queue.index, miss)
             else:

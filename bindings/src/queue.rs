@@ -242,6 +242,16 @@ impl PyDeviceQueue {
         visit(&self.queue).broken().map(ToString::to_string)
     }
 
+    #[pyo3(signature = (id=0, written=0))]
+    fn spoil_next_used(&self, id: u16, written: u32) {
+        visit(&self.queue).spoil_next_used(id, written);
+    }
+
+    fn lose_call(&self) -> PyResult<bool> {
+        let mut queue = visit(&self.queue);
+        queue.flush().and_then(|_| queue.lose_call()).map_err(to_py)
+    }
+
     fn give_up(&self, reason: String) {
         visit(&self.queue).break_queue(Fault::GivenUp { reason });
     }
@@ -456,6 +466,11 @@ impl PyRequest {
         let bytes = read(py, &lock(&self.taken.batch), &buffer, self.read, length)?;
         self.read += bytes.as_bytes().len() as u64;
         Ok(bytes)
+    }
+
+    fn peek<'py>(&self, py: Python<'py>, length: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let buffer = self.taken.buffer(self.index)?;
+        read(py, &lock(&self.taken.batch), &buffer, self.read, length)
     }
 
     fn write(&mut self, data: &Bound<'_, PyAny>) -> PyResult<u64> {

@@ -344,6 +344,20 @@ impl DeviceQueue {
         }
     }
 
+    /// Fault injection: write the next used entry with identifier and length exclusive-ored.
+    pub fn spoil_next_used(&mut self, id: u16, written: u32) {
+        device_ring!(&mut self.ring, ring => ring.spoil_next_used(id, written));
+    }
+
+    /// Fault injection: the notification that is due gets lost. True if there was one.
+    pub fn lose_call(&mut self) -> Result<bool, QueueError> {
+        if !std::mem::take(&mut self.call_due) {
+            return Ok(false);
+        }
+        let result = device_ring!(&mut self.ring, ring => ring.call_wanted());
+        self.watch(result)
+    }
+
     #[inline]
     fn watch<T>(&mut self, result: Result<T, QueueError>) -> Result<T, QueueError> {
         if matches!(result, Err(QueueError::Broken(_))) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -144,6 +145,18 @@ def test_a_reset_fails_the_calls() -> None:
         asyncio.run(work(driver))
 
 
+async def listening(*paths: str) -> None:
+    """Until somebody listens at each path: its file is there a little before that."""
+    for path in paths:
+        connected = False
+        while not connected:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_unix_connection(path)
+                writer.close()
+                connected = True
+            await asyncio.sleep(0.01)
+
+
 def serve(path: str) -> None:
     virtq.serve(Slow(), f"vhost-user:{path}")
 
@@ -154,8 +167,7 @@ def test_calls_fail_when_the_other_end_dies(tmp_path: Path) -> None:
     server.start()
 
     async def work() -> None:
-        while not os.path.exists(path):
-            await asyncio.sleep(0.01)
+        await listening(path)
         async with virtq.connect_async(f"vhost-user:{path}") as driver:
             queue = driver.queues["q"]
             assert await queue.acall(b"x", reply=1) == b"x"
@@ -180,12 +192,8 @@ def test_blocked_threads_fail_when_the_other_end_dies(tmp_path: Path) -> None:
     server.start()
     errors: list[type[BaseException]] = []
 
-    async def there() -> None:
-        while not os.path.exists(path):
-            await asyncio.sleep(0.01)
-
     try:
-        asyncio.run(asyncio.wait_for(there(), 30))
+        asyncio.run(asyncio.wait_for(listening(path), 30))
         with virtq.connect(f"vhost-user:{path}") as driver:
 
             def work() -> None:
@@ -205,3 +213,60 @@ def test_blocked_threads_fail_when_the_other_end_dies(tmp_path: Path) -> None:
     finally:
         server.kill()
         server.join()
+
+
+def test_a_device_and_its_drivers_in_one_loop(tmp_path: Path) -> None:
+    """`serve_async` for several devices, `connect_async` for their drivers."""
+
+    async def work() -> None:
+        uris = [f"vhost-user:{tmp_path}/{name}" for name in "ab"]
+        ready = [asyncio.Event() for _ in uris]
+        services = [
+            asyncio.ensure_future(virtq.serve_async(Slow(), uri, ready=event.set))
+            for uri, event in zip(uris, ready, strict=True)
+        ]
+        for event in ready:
+            await event.wait()
+        async with virtq.connect_async(uris[0]) as a, virtq.connect_async(uris[1]) as b:
+            words = [b"%d" % (number % 3) for number in range(40)]
+            calls = [(a, b)[n % 2].queues["q"].acall(word, reply=1) for n, word in enumerate(words)]
+            assert await asyncio.gather(*calls) == words
+        for service in services:
+            service.cancel()
+        ends = await asyncio.gather(*services, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError] * 2
+        assert os.listdir(tmp_path) == []
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def serve_two(first: str, second: str) -> None:
+    virtq.serve_all((Slow(), f"vhost-user:{first}"), (Slow(), f"vhost-user:{second}"))
+
+
+def test_several_devices_in_one_process(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in "ab"]
+    server = multiprocessing.get_context("spawn").Process(target=serve_two, args=paths)
+    server.start()
+
+    try:
+        asyncio.run(asyncio.wait_for(listening(*paths), 30))
+        for path in paths:
+            with virtq.connect(f"vhost-user:{path}") as driver:
+                assert driver.queues["q"].call(b"x", reply=1, timeout_s=5) == b"x"
+        server.terminate()
+        server.join(20)
+        assert server.exitcode == 0
+        assert os.listdir(tmp_path) == []
+    finally:
+        server.kill()
+        server.join()
+
+
+def test_one_place_of_several_that_cannot_be_had_ends_all(tmp_path: Path) -> None:
+    good = f"vhost-user:{tmp_path}/good"
+    with pytest.raises(virtq.TransportError, match="nowhere"):
+        virtq.serve_all((Slow(), good), (Slow(), "vhost-user:/nowhere/bad"))
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(virtq.UriError, match="vhost-user:PATH only"):
+        virtq.serve_all((Slow(), good), (Slow(), "loopback:blk"))

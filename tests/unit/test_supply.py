@@ -8,12 +8,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
-from virtq import Device, DeviceQueue, Driver, QueueFull, QueueSpec, Request, RingKind, Supply
-from virtq.errors import DeviceReset
+from virtq import (
+    Device,
+    DeviceQueue,
+    Driver,
+    Position,
+    QueueFull,
+    QueueSpec,
+    Request,
+    RingKind,
+    Supply,
+)
+from virtq.errors import DeviceReset, TranslationMiss
 from virtq.queue import DriverQueue
 from virtq.transports.loopback import LoopbackTransport
 
@@ -223,6 +233,64 @@ def test_a_buffer_without_room_breaks_that_queue(
             scene.call(scene.supply.put_nowait, b"x")
     assert "queue eventq is broken: a buffer without a device-writable part" in caplog.text
     assert scene.driver.queues[1].call(b"x", reply=1, timeout_s=5) == b"x"
+
+
+class Unmapped:
+    """A queue of one buffer whose memory has no mapping at first."""
+
+    index = 0
+    size = 4
+    kick_fd = None
+    stats: dict[str, int] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.takes = 0
+        self.mapped = False
+
+    @property
+    def has_available(self) -> bool:
+        return not self.mapped
+
+    def take(self, max: int) -> list[Request]:
+        self.takes += 1
+        assert self.takes < 100, "it spins"
+        if not self.mapped:
+            raise TranslationMiss("nothing at 0x5000", 0x5000, 16, False)
+        return []
+
+    def enable_kicks(self) -> bool:
+        return not self.mapped
+
+    def disable_kicks(self) -> None:
+        pass
+
+    def notify(self) -> bool:
+        return False
+
+    def stop(self) -> Position:
+        return Position(0, 0, 0, 0, 0)
+
+
+def test_a_missing_mapping_is_the_transports_to_resolve() -> None:
+    device, queue = Events(), Unmapped()
+    misses: list[int] = []
+
+    async def work() -> None:
+        device.on_translation_miss(lambda index, miss: misses.append(miss.args[1]))
+        device.start_queue(cast(DeviceQueue, queue), True)
+        with pytest.raises(QueueFull):
+            device.supplies["eventq"].put_nowait(b"x")
+        waiting = asyncio.ensure_future(device.supplies["eventq"].put(b"x"))
+        await asyncio.sleep(0)
+        assert misses == [0x5000] * 3
+        queue.mapped = True
+        device.retry_queue(0)
+        assert (queue.takes, len(misses)) == (4, 3)
+        device.reset()
+        with pytest.raises(DeviceReset):
+            await waiting
+
+    asyncio.run(work())
 
 
 def test_without_a_driver() -> None:

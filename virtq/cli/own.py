@@ -15,6 +15,7 @@ from virtq.cli.failures import beginning, reason
 from virtq.cli.serving import Endpoint, Terms, serve_all, serving_command
 from virtq.device import Device
 from virtq.errors import UriError
+from virtq.wrap import Wrapper
 
 
 def own_device(name: str) -> click.Command:
@@ -35,28 +36,29 @@ def own_device(name: str) -> click.Command:
         place = terms.place
         with beginning(name):
             device = make_device(name)
+        innermost = device.innermost if isinstance(device, Wrapper) else device
         if terms.offer:
-            device.offer = terms.offer
-        title = f"{type(device).__name__} (device type {device.device_id})"
+            innermost.offer = terms.offer
+        title = f"{type(innermost).__name__} (device type {device.device_id})"
         serve_all([Endpoint(device, title, place)], terms)
 
     return own
 
 
-def make_device(name: str) -> Device:
-    """The device that `FILE.py:CLASS` or `MODULE:CLASS` names. Raises UriError if what is named is
-    not there, fails, or makes no device."""
+def make_device(name: str) -> Device | Wrapper:
+    """The device, or wrapper around one, that `FILE.py:CLASS` or `MODULE:CLASS` names. Raises
+    UriError if what is named is not there, fails, or makes no device."""
     place, _, attribute = name.rpartition(":")
     try:
         made = getattr(_load(place), attribute)
-        device = made if isinstance(made, Device) else made()
+        device = made if isinstance(made, Device | Wrapper) else made()
     except FileNotFoundError as error:
         raise UriError(f"{name}: {reason(error)}") from error
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         at = f" ({last.filename}:{last.lineno})" if last.filename.endswith(place) else ""
         raise UriError(f"{name}: {type(error).__name__}: {error}{at}") from error
-    if not isinstance(device, Device):
+    if not isinstance(device, Device | Wrapper):
         raise UriError(f"{name} is no virtq.Device but {type(device).__name__}")
     return device
 

@@ -9,12 +9,13 @@ from virtq._core import DeviceQueue, Position, TranslationMiss
 from virtq.cli.output import feature_set
 from virtq.device import Device
 from virtq.features import names
+from virtq.wrap import Wrapper
 
 
 class Recorder:
     """Passes everything on to `device`, and keeps what is gone once a driver has left."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device | Wrapper) -> None:
         self.device = device
         self.front_ends = 0
         """Connections served so far."""

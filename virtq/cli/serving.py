@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import inspect
 import signal
 import time
 from collections import Counter
@@ -29,11 +30,13 @@ from virtq.cli.output import (
     table,
 )
 from virtq.cli.recorder import Recorder
+from virtq.cli.wrapping import FAULTS_HELP, Wrapping, faults, wrapper_options
 from virtq.device import Device
 from virtq.errors import TransportError
 from virtq.features import RingKind, describe
 from virtq.transports.vhost_user import Backend
 from virtq.transports.vhost_user import serve as serve_socket
+from virtq.wrap import Wrapper
 
 COLUMNS = {
     "buffers": "buffers",
@@ -52,12 +55,17 @@ COLUMNS = {
 class Endpoint:
     """A device, what to call it, and where to serve it: a socket path, or a descriptor."""
 
-    device: Device
+    device: Device | Wrapper
     title: str
     where: str | int
     recorder: Recorder = field(init=False)
 
     def __post_init__(self) -> None:
+        self.recorder = Recorder(self.device)
+
+    def wrap(self, wrapping: Wrapping, number: int) -> None:
+        """Put the wrappers that were asked for around the device, the `number`th of several."""
+        self.device = wrapping.around(self.device, number)
         self.recorder = Recorder(self.device)
 
     @property
@@ -75,6 +83,18 @@ class Terms:
     one_used_entry_per_buffer: bool
     stats_s: float | None
     as_json: bool
+    faults: tuple[str, ...]
+    seed: int | None
+    trace: str | None
+    capture: str | None
+
+    @property
+    def wrapping(self) -> Wrapping:
+        """The wrappers that are asked for. Raises click.UsageError for options that do not go
+        together."""
+        if self.seed is not None and not self.faults:
+            raise click.UsageError("--seed goes with --fault")
+        return Wrapping(self.faults, self.seed, self.trace, self.capture)
 
     @property
     def places(self) -> list[str | int]:
@@ -101,6 +121,7 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
         terms = Terms(**{name.name: given.pop(name.name) for name in dataclasses.fields(Terms)})
         function(terms=terms, **given)
 
+    command.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{FAULTS_HELP}"
     for option in reversed(
         (
             click.option(
@@ -130,6 +151,7 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
                 help="Print rates this often.",
             ),
             json_option,
+            *wrapper_options,
         )
     ):
         command = option(command)
@@ -142,12 +164,21 @@ def serve_all(endpoints: Sequence[Endpoint], terms: Terms) -> None:
     Raises Unusable if a socket cannot be had, Failed if the front-end on a descriptor broke the
     protocol.
     """
-    for endpoint in endpoints:
+    wrapping = terms.wrapping
+    for number, endpoint in enumerate(endpoints, 1):
         endpoint.device.one_used_entry_per_buffer |= terms.one_used_entry_per_buffer
         with beginning(endpoint.title):
+            endpoint.wrap(wrapping, number)
             endpoint.recorder.offered_features  # noqa: B018 - raises for an offer that cannot be
     started = time.monotonic()
-    failure = asyncio.run(_serve_all(endpoints, terms))
+    if terms.faults:
+        say(f"virtq: faults happen as with --seed {wrapping.seed}")
+    try:
+        failure = asyncio.run(_serve_all(endpoints, terms))
+    finally:
+        for endpoint in endpoints:
+            if isinstance(endpoint.device, Wrapper):
+                endpoint.device.release()
     seconds = time.monotonic() - started
     if failure is not None and not any(e.recorder.front_ends for e in endpoints):
         raise Unusable(reason(failure))
@@ -218,7 +249,8 @@ def _report(endpoints: Sequence[Endpoint], seconds: float) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 3),
         "devices": [
-            {"device": e.title, "where": e.where, **e.recorder.report()} for e in endpoints
+            {"device": e.title, "where": e.where, **e.recorder.report(), **faults(e.device)}
+            for e in endpoints
         ],
     }
 
@@ -275,6 +307,8 @@ def _summary(endpoint: Endpoint, seconds: float) -> list[Table]:
             ("negotiated", describe(recorder.negotiated, device.device_id)),
             ("declined", describe(declined, device.device_id)),
         ]
+    for text, count in faults(device).get("faults", {}).items():
+        rows.append(("fault", f"{text}, {count} time{'s' if count != 1 else ''}"))
     parts = [facts(endpoint.title, rows)]
     queues = {name: c for name, c in device.stats().items() if any(c.values())}
     if queues:

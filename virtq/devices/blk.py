@@ -50,6 +50,7 @@ class BlkDevice(Device):
     """A disk behind one or more request queues."""
 
     device_id = DEVICE_ID
+    request_kinds = ("read", "write", "flush", "get-id", "discard", "write-zeroes")
 
     def __init__(
         self,
@@ -140,9 +141,15 @@ class BlkDevice(Device):
         if self.disk.is_native:
             self.disk.native.writeback = not on
 
+    def request_kind(self, request: Request) -> str:
+        head = request.peek(HEADER_BYTES)
+        return _KINDS.get(Header.parse(head).type, "") if len(head) == HEADER_BYTES else ""
+
     def runner(self, queue: DeviceQueue) -> Runner:
-        """The core's data path for the core's disks, `handle` for one's own disks and devices."""
-        if not self.disk.is_native or type(self).handle is not BlkDevice.handle:
+        """The core's data path for the core's disks; `handle` for one's own disks and devices, and
+        within a wrapper."""
+        own = type(self).handle is not BlkDevice.handle or not isinstance(queue, DeviceQueue)
+        if own or not self.disk.is_native:
             return super().runner(queue)
         native, config = self.disk.native, self.config
         discard = bool(self.driver_features & BlkFeature.DISCARD)
@@ -309,6 +316,16 @@ _SERVE: Mapping[int, Callable[[BlkDevice, Request, Header], Status]] = {
     Type.GET_ID: BlkDevice._get_id,
     Type.DISCARD: BlkDevice._discard,
     Type.WRITE_ZEROES: BlkDevice._write_zeroes,
+}
+
+
+_KINDS: Mapping[int, str] = {
+    Type.IN: "read",
+    Type.OUT: "write",
+    Type.FLUSH: "flush",
+    Type.GET_ID: "get-id",
+    Type.DISCARD: "discard",
+    Type.WRITE_ZEROES: "write-zeroes",
 }
 
 

@@ -249,6 +249,13 @@ class NetDevice(Device):
         """Give up the port."""
         self._link.close()
 
+    def wrapped(self) -> None:
+        """A port of the core cannot be wrapped: go on with its namesake in Python."""
+        if isinstance(self.port, NativePort):
+            self._link.close()
+            self.port = self.port.python
+            self._link = self.port.open(self.pairs)
+
     def runner(self, queue: DeviceQueue) -> Runner:
         name = self.queue_name(queue.index)
         if queue.index == self.control_index or queue.index >= 2 * self.pairs:

@@ -7,11 +7,12 @@ no receive filters (CTRL_RX, CTRL_VLAN): the driver filters for itself.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from virtq._core import NetHub, NetPort
-from virtq.devices.net_ports import Link, Port
+from virtq.devices.net_ports import HubPort, Link, PcapPort, Port, SinkPort, SourcePort
 from virtq.devices.net_tap import TapPort
 
 if TYPE_CHECKING:
@@ -21,34 +22,47 @@ if TYPE_CHECKING:
 class NativePort(Port):
     """A port of the core. Use one of the class methods."""
 
-    def __init__(self, make: Callable[[int], NetPort]) -> None:
+    def __init__(self, make: Callable[[int], NetPort], python: Callable[[], Port]) -> None:
+        """`python`: makes the namesake, for a device that is wrapped."""
         self._make = make
+        self._make_python = python
+        self._python: Port | None = None
+
+    @property
+    def python(self) -> Port:
+        """Its namesake in Python, one for all devices that share this port."""
+        if self._python is None:
+            self._python = self._make_python()
+        return self._python
 
     @classmethod
     def sink(cls) -> Self:
         """Takes everything, gives nothing."""
-        return cls(lambda pairs: NetPort.sink())
+        return cls(lambda pairs: NetPort.sink(), SinkPort)
 
     @classmethod
     def source(cls, size: int = 64, count: int | None = None) -> Self:
         """Gives `count` frames (None: without end) of `size` bytes, as in `NetPort.source`."""
-        return cls(lambda pairs: NetPort.source(size, count))
+        return cls(
+            lambda pairs: NetPort.source(size, count),
+            lambda: SourcePort(sys.maxsize if count is None else count, size),
+        )
 
     @classmethod
     def hub(cls) -> Self:
         """A hub: give the same port to each device."""
         hub = NetHub()
-        return cls(lambda pairs: NetPort.hub(hub))
+        return cls(lambda pairs: NetPort.hub(hub), HubPort)
 
     @classmethod
     def pcap(cls, read: StrPath | None = None, write: StrPath | None = None) -> Self:
         """Gives the frames of one capture file, and writes what is sent into another."""
-        return cls(lambda pairs: NetPort.pcap(read, write))
+        return cls(lambda pairs: NetPort.pcap(read, write), lambda: PcapPort(read, write))
 
     @classmethod
     def tap(cls, name: str) -> Self:
         """A tap interface of the host, offloads passed through."""
-        port = cls(lambda pairs: NetPort.tap(name, pairs))
+        port = cls(lambda pairs: NetPort.tap(name, pairs), lambda: TapPort(name))
         port.offloads = TapPort.offloads
         return port
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::error::{Fault, QueueError};
 use crate::memory::{Cache, Memory};
-use crate::order::Token;
+use crate::order::{Token, UsedEntry};
 
 pub use batch::{Batch, Buffer, Segment, pieces};
 
@@ -92,6 +92,8 @@ struct Common {
     broken: Option<Fault>,
     memory: Arc<Memory>,
     cache: Cache,
+    /// What to exclusive-or the next used entry with: fault injection.
+    spoil: Option<(u16, u32)>,
 }
 
 impl Common {
@@ -103,6 +105,7 @@ impl Common {
             broken: None,
             memory,
             cache: Cache::default(),
+            spoil: None,
         }
     }
 
@@ -121,6 +124,17 @@ impl Common {
             self.broken.get_or_insert_with(|| fault.clone());
         }
         error
+    }
+
+    /// A used entry as it is to be written: as it is, unless a fault is to be injected.
+    #[inline]
+    fn as_written(&mut self, used: UsedEntry) -> UsedEntry {
+        match self.spoil.take() {
+            None => used,
+            Some((id, written)) => {
+                UsedEntry { id: used.id ^ id, written: used.written ^ written, ..used }
+            }
+        }
     }
 
     #[inline]
@@ -164,6 +178,8 @@ pub trait DeviceHalf {
     fn set_broken(&mut self, fault: Fault);
     /// One used entry per buffer, for peers that need it.
     fn set_merge(&mut self, merge: bool);
+    /// Fault injection: write the next used entry with identifier and length exclusive-ored.
+    fn spoil_next_used(&mut self, id: u16, written: u32);
 }
 
 /// The driver half of a virtqueue, whatever its layout and order.

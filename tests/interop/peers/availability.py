@@ -5,32 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from virtq.testing.parts import GuestParts, LinuxKernel
+
+__all__ = ["LinuxKernel", "guest_parts", "linux", "missing", "program", "require", "version"]
+
 ROOT: Final = Path(__file__).resolve().parents[3]
 PEERS_DIR: Final = ROOT / ".peers"
-
-
-@dataclass(frozen=True)
-class LinuxKernel:
-    """The guest kernel: its release, its image, and its modules in the order to load them."""
-
-    version: str
-    image: Path
-    modules_dir: Path
-    load_order: Mapping[str, tuple[str, ...]]
-
-    def chain(self, *modules: str) -> list[str]:
-        """The given modules and all they depend on, dependencies first; KeyError if unknown."""
-        names: dict[str, None] = {}
-        for module in modules:
-            names.update(dict.fromkeys(self.load_order[module]))
-        return list(names)
 
 
 @cache
@@ -85,3 +71,9 @@ def linux() -> LinuxKernel:
         modules_dir=ROOT / entry["modules"],
         load_order={name: tuple(chain) for name, chain in entry["load_order"].items()},
     )
+
+
+def guest_parts() -> GuestParts:
+    """What a guest is made of; skips when a part is missing."""
+    cache = PEERS_DIR / "initramfs"
+    return GuestParts(program("qemu"), program("busybox"), linux(), cache, other=program)

@@ -110,6 +110,38 @@ def test_serve_a_device_of_ones_own(
     assert report["total"]["buffers"] == 1
 
 
+FEATURED = """
+from enum import IntFlag
+import virtq
+
+class Feature(IntFlag):
+    LYRICS = 1
+    KARAOKE = 2
+
+class Player(virtq.Device):
+    device_id = 61
+    queues = (virtq.QueueSpec("commands"),)
+    feature_bits, features, optional_features = Feature, Feature.LYRICS, Feature.KARAOKE
+
+    def handle(self, request):
+        return 0
+"""
+
+
+def test_features_of_ones_own_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, player = tmp_path / "s", f"{tmp_path}/player.py:Player"
+    (tmp_path / "player.py").write_text(FEATURED)
+    words = [player, "--socket-path", str(path), "--json", "--offer", "+KARAOKE,-LYRICS"]
+    with served(*words) as service:
+        names = service.report()["offered"]["names"]
+    assert "KARAOKE" in names
+    assert "LYRICS" not in names
+    assert run(["serve", player, "--socket-path", str(path), "--offer", "+KARAOK"]) == 2
+    assert "did you mean KARAOKE?" in capsys.readouterr().err
+
+
 def test_a_device_of_ones_own_that_fails_to_load(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,6 +208,7 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
             return Ok((0, 0));
         };
         let first_at = self.next_used;
+        let first = self.common.as_written(first);
         self.advance_used(&first);
         let (mut buffers, mut entries) = (usize::from(first.buffers), 1);
         while let Some(used) = self.taken.next_used(self.merge) {
@@ -298,5 +299,9 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
+    }
+
+    fn spoil_next_used(&mut self, id: u16, written: u32) {
+        self.common.spoil = Some((id, written));
     }
 }

@@ -204,6 +204,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             // Under IN_ORDER the one element of a batch goes to the slot of its first buffer, with
             // the head of its last one (2.7.9).
             let offset = used_offset(self.next_used & self.mask);
+            let used = self.common.as_written(used);
             self.areas.used.store32(offset, used.id.into(), Ordering::Relaxed);
             self.areas.used.store32(offset + 4, used.written, Ordering::Relaxed);
             self.next_used = self.next_used.wrapping_add(used.buffers);
@@ -288,5 +289,9 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
+    }
+
+    fn spoil_next_used(&mut self, id: u16, written: u32) {
+        self.common.spoil = Some((id, written));
     }
 }

@@ -1,0 +1,433 @@
+"""A Linux guest in QEMU that runs one shell script and tells how it went.
+
+The guest has two serial ports and no virtio device but those it is given. The console (ttyS0)
+goes to a log. The control line (ttyS1) is a socket pair: init says "hello" on it at every boot,
+the host answers with the number of the boot, then the line is the script's standard input and
+output, and in the end init tells the script's exit status and powers off. The host thus counts
+the boots: a script sees `$BOOT` = 1, and after its `reboot -f` it is run again with `$BOOT` = 2.
+
+It starts through QEMU's small firmware (qboot), which touches no device: what a back-end sees is
+Linux's driver alone. `firmware="bios-256k.bin"` gives SeaBIOS, which probes every virtio disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from virtq.testing.initramfs import MARK, base, overlay
+from virtq.testing.parts import GuestParts, find_parts
+from virtq.testing.process import PeerError, Process
+
+if TYPE_CHECKING:
+    from virtq.testing.qmp import Monitor
+
+# What a TCG guest can go without: each is worth 0.1 to 0.6 s of its boot.
+KERNEL_PARAMETERS: Final = (
+    "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off rodata=off "
+    "audit=0 apparmor=0 selinux=0 lsm= cryptomgr.notests "
+    "initcall_blacklist=load_system_certificate_list"
+)
+
+_CHUNK = 65536
+_LONGEST_MARK = 64
+
+
+class GuestError(PeerError):
+    """The guest ended without an exit status, rebooted once too often, or ran out of time."""
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """What to run in the guest, and on what machine.
+
+    `script` is run by busybox's sh, standard error on the console. `args` are further QEMU
+    options (see `vhost_user` and `vhost_user_net`). `modules` of the kernel are loaded before, with
+    all they need. `files` are put under /data. `reboots` is how often the guest may reboot.
+    `timeout_s` bounds the guest's whole life. `parts`: what it is made of, by default what
+    `virtq.testing.parts` finds. `qemu`: "qemu", or another program to run instead of theirs.
+    """
+
+    script: str
+    args: Sequence[str] = ()
+    modules: Sequence[str] = ("virtio_blk", "virtio_net")
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    cpus: int = 1
+    memory_mib: int = 256
+    reboots: int = 0
+    timeout_s: float = 60.0
+    machine: str = "pc"
+    cpu: str = "qemu64"
+    firmware: str = "qboot.rom"
+    kernel_parameters: str = ""
+    qemu: str = "qemu"
+    parts: GuestParts | None = None
+
+
+@dataclass(frozen=True)
+class GuestResult:
+    """How the script went: its exit status, and its standard output, one entry per boot."""
+
+    status: int
+    boots: tuple[bytes, ...]
+    console: str
+    boot_s: float
+    total_s: float
+
+    @property
+    def stdout(self) -> bytes:
+        """What the script printed in the last boot."""
+        return self.boots[-1]
+
+    @property
+    def text(self) -> str:
+        """`stdout`, decoded."""
+        return self.stdout.decode(errors="replace")
+
+    def check(self) -> Self:
+        """Itself; raises GuestError with output and console when the script failed."""
+        if self.status != 0:
+            raise GuestError(
+                f"the script exited {self.status}\n{self.text}\nconsole:\n{self.console}"
+            )
+        return self
+
+
+class LinuxGuest:
+    """The running guest, from `with LinuxGuest(config) as guest` on.
+
+    Leaving the context while the script runs ends QEMU by SIGTERM: it stops its devices in order.
+    """
+
+    def __init__(self, config: GuestConfig, *, heir_of: LinuxGuest | None = None) -> None:
+        """`heir_of`: the guest that will be migrated here (QEMU waits for `migrate-incoming`); what
+        its script prints from then on arrives here."""
+        self.config = config
+        self._heir_of = heir_of
+        self._word = heir_of._word if heir_of else secrets.token_hex(8)
+        self._marks = re.compile(
+            MARK + self._word.encode() + rb" (?:(?P<hello>hello)|exit (?P<status>\d+))\n"
+        )
+        # Guards what follows; notified at every change of it.
+        self._changed = threading.Condition()
+        self._output = bytearray()
+        self._boot_offsets: list[int] = [0] if heir_of else []
+        self._read_offset = 0
+        self._status: int | None = None
+        self._ended = False
+        self._fault: str | None = None
+        self._boot_s = 0.0
+
+        self._monitor: Monitor | None = None
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._start(stack)
+            self._resources = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._resources.close()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    @property
+    def console(self) -> str:
+        """The kernel's console and the script's standard error so far."""
+        return self._console_path.read_text(errors="replace")
+
+    @property
+    def qemu_log(self) -> str:
+        """What QEMU itself complained about."""
+        return self._process.log
+
+    @property
+    def boots(self) -> int:
+        """How many times the script has been started."""
+        with self._changed:
+            return len(self._boot_offsets)
+
+    @property
+    def qmp(self) -> Monitor:
+        """QEMU's monitor, connected at first use; needs the package qemu.qmp."""
+        from virtq.testing.qmp import Monitor
+
+        if self._monitor is None:
+            self._monitor = Monitor(self._qmp_socket)
+            self._resources.callback(self._monitor.close)
+        return self._monitor
+
+    def send(self, text: str) -> None:
+        """Gives the script standard input, once it has started; less than 4 KiB at a time."""
+        self._await(lambda: bool(self._boot_offsets), "before the script started", None)
+        self._control.sendall(text.encode())
+
+    def wait_for(self, pattern: str, timeout_s: float | None = None) -> re.Match[bytes]:
+        """The first match in the script's output, behind the one that was last waited for."""
+        wanted = re.compile(pattern.encode())
+        found: re.Match[bytes] | None = None
+
+        def is_found() -> bool:
+            nonlocal found
+            found = wanted.search(bytes(self._output[self._read_offset :]))
+            return found is not None
+
+        self._await(is_found, f"before it printed {pattern!r}", timeout_s)
+        assert found is not None
+        with self._changed:
+            self._read_offset += found.end()
+        return found
+
+    def migrate(
+        self,
+        heir: LinuxGuest,
+        socket_path: Path,
+        meanwhile: Callable[[], None] = lambda: None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Moves the running guest to `heir`'s QEMU, by way of a socket at that path; returns once
+        it runs there. Then this one is to be left. Raises GuestError if it does not succeed.
+
+        `meanwhile` is called when all memory was sent once, while the guest still runs here: what
+        is written from then on is there only if it is noticed that it was."""
+        deadline = time.monotonic() + timeout_s
+        uri = {"uri": f"unix:{socket_path}"}
+        heir.qmp.execute("migrate-incoming", uri)
+        # So little in so short a pause that it is not enough for a guest that does anything.
+        self._migration(**{"max-bandwidth": 32 << 20, "downtime-limit": 1})
+        self.qmp.execute("migrate", uri)
+        self._await_migration(heir, deadline, lambda info: info["ram"]["dirty-sync-count"] > 2)
+        meanwhile()
+        self._migration(**{"max-bandwidth": 1 << 32, "downtime-limit": 2000})
+        self._await_migration(heir, deadline, lambda info: info["status"] == "completed")
+        while heir.qmp.execute("query-status")["status"] != "running":
+            if time.monotonic() > deadline:
+                raise GuestError(f"the guest does not run after its migration\n{heir.qemu_log}")
+            time.sleep(0.01)
+
+    def _migration(self, **parameters: object) -> None:
+        self.qmp.execute("migrate-set-parameters", parameters)
+
+    def _await_migration(
+        self, heir: LinuxGuest, deadline: float, holds: Callable[[Mapping[str, Any]], bool]
+    ) -> None:
+        while True:
+            info = self.qmp.execute("query-migrate")
+            if "ram" in info and holds(info):
+                return
+            ended = info["status"] in ("failed", "cancelled", "completed")
+            if ended or time.monotonic() > deadline:
+                raise GuestError(f"migration: {info}\n{self.qemu_log}\n{heir.qemu_log}")
+            time.sleep(0.01)
+
+    def result(self) -> GuestResult:
+        """Awaits the end of the script and the orderly end of QEMU."""
+        self._await(lambda: self._status is not None, "without an exit status", None)
+        self._process.wait(max(self._deadline - time.monotonic(), 0.0))
+        self._reader.join()
+        with self._changed:
+            assert self._status is not None
+            ends = [*self._boot_offsets[1:], len(self._output)]
+            boots = tuple(
+                bytes(self._output[start:end])
+                for start, end in zip(self._boot_offsets, ends, strict=True)
+            )
+            total_s = time.monotonic() - self._started
+            return GuestResult(self._status, boots, self.console, self._boot_s, total_s)
+
+    def kill(self) -> None:
+        """SIGKILL to QEMU: the front-end vanishes with whatever it had in flight."""
+        self._process.kill()
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtq-guest-")))
+        self._console_path = folder / "console"
+        self._console_path.touch()
+        initrd = folder / "initrd"
+        own = overlay(self.config.script, self.config.files, self._word)
+        parts = self.config.parts or find_parts()
+        initrd.write_bytes(base(self.config.modules, parts).read_bytes() + own)
+
+        self._control, control_peer = socket.socketpair()
+        self._qmp_socket, qmp_peer = socket.socketpair()
+        for end in (self._control, self._qmp_socket):
+            stack.enter_context(end)
+        with control_peer, qmp_peer:
+            fds = (control_peer.fileno(), qmp_peer.fileno())
+            self._started = time.monotonic()
+            self._deadline = self._started + self.config.timeout_s
+            argv = self._argv(parts, initrd, *fds)
+            self._process = Process(argv, pass_fds=fds)
+        self._reader = threading.Thread(target=self._read_control, daemon=True)
+        self._reader.start()
+        stack.callback(self._reader.join)
+        stack.callback(self._process.stop)
+
+    def _argv(
+        self, parts: GuestParts, initrd: Path, control_fd: int, qmp_fd: int
+    ) -> list[str | Path]:
+        config = self.config
+        memory = f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"
+        parameters = f"{KERNEL_PARAMETERS} {config.kernel_parameters}"
+        return [
+            parts.qemu_called(config.qemu),
+            *("-nodefaults", "-no-user-config", "-display", "none"),
+            *("-accel", "tcg,thread=multi", "-cpu", config.cpu, "-smp", str(config.cpus)),
+            *("-machine", f"{config.machine},memory-backend=ram", "-m", f"{config.memory_mib}M"),
+            *("-object", memory),
+            *("-bios", config.firmware, "-kernel", parts.kernel.image, "-initrd", initrd),
+            *("-append", parameters),
+            *("-chardev", f"file,id=console,path={self._console_path}"),
+            *("-chardev", f"socket,id=control,fd={control_fd}"),
+            *("-serial", "chardev:console", "-serial", "chardev:control"),
+            *("-chardev", f"socket,id=monitor,fd={qmp_fd}", "-mon", "chardev=monitor,mode=control"),
+            # A panic is a reboot too: with none allowed, it ends QEMU at once.
+            *([] if config.reboots else ["-no-reboot"]),
+            *(["-incoming", "defer"] if self._heir_of else []),
+            *config.args,
+        ]
+
+    def _read_control(self) -> None:
+        """The reader thread: follows the control line until QEMU closes it or time is up."""
+        pending = b""
+        while True:
+            left_s = self._deadline - time.monotonic()
+            try:
+                self._control.settimeout(max(left_s, 0.001))
+                chunk = self._control.recv(_CHUNK)
+            except TimeoutError:
+                self._give_up(f"ran out of its {self.config.timeout_s} s")
+                chunk = b""
+            except OSError:
+                chunk = b""
+            with self._changed:
+                pending = self._digest(pending + chunk)
+                if not chunk:
+                    self._ended = True
+                self._changed.notify_all()
+            if not chunk:
+                return
+
+    def _digest(self, data: bytes) -> bytes:
+        """Takes marks and output from `data`; returns what may yet become a mark."""
+        while mark := self._marks.search(data):
+            self._emit(data[: mark.start()])
+            data = data[mark.end() :]
+            if mark["hello"]:
+                self._count_boot()
+            else:
+                self._status = int(mark["status"])
+        start = data.rfind(MARK)
+        if start < 0 or len(data) - start > _LONGEST_MARK:
+            start = len(data)
+        self._emit(data[:start])
+        return data[start:]
+
+    def _emit(self, data: bytes) -> None:
+        if self._boot_offsets and self._status is None:
+            self._output += data
+
+    def _count_boot(self) -> None:
+        if not self._boot_offsets:
+            self._boot_s = time.monotonic() - self._started
+        self._boot_offsets.append(len(self._output))
+        if len(self._boot_offsets) > self.config.reboots + 1:
+            self._give_up(f"rebooted more than {self.config.reboots} times")
+            return
+        with contextlib.suppress(OSError):
+            self._control.sendall(b"%d\n" % len(self._boot_offsets))
+
+    def _give_up(self, why: str) -> None:
+        self._fault = why
+        self._process.kill()
+
+    def _await(self, holds: Callable[[], bool], otherwise: str, timeout_s: float | None) -> None:
+        """Blocks until `holds`; raises GuestError if the guest ends first, or time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: holds() or self._ended, timeout_s)
+            if holds():
+                return
+            reason = self._fault or ("ended" if self._ended else f"took over {timeout_s} s")
+            output = bytes(self._output).decode(errors="replace")
+        console = "\n".join(self.console.splitlines()[-60:])
+        raise GuestError(
+            f"the guest {reason} {otherwise}\n"
+            f"output:\n{output[-2000:]}\nconsole:\n{console}\nQEMU:\n{self.qemu_log[-2000:]}"
+        )
+
+
+def run_guest(config: GuestConfig) -> GuestResult:
+    """Runs a guest from start to end; raises GuestError unless the script exits 0."""
+    with LinuxGuest(config) as guest:
+        return guest.result().check()
+
+
+def vhost_user(
+    device: str,
+    socket_path: Path,
+    *,
+    name: str = "dev0",
+    reconnect_ms: int | None = None,
+    properties: Mapping[str, object] | None = None,
+) -> list[str]:
+    """QEMU options for a vhost-user device with its own chardev, such as vhost-user-blk-pci.
+
+    `properties` are the device's, by QEMU's own names ("packed", "in_order", "num-queues").
+    """
+    return [
+        *("-chardev", _socket_chardev(name, socket_path, reconnect_ms)),
+        *("-device", _join(f"{device},chardev={name}-chardev,id={name}", properties)),
+    ]
+
+
+def vhost_user_net(
+    socket_path: Path,
+    *,
+    name: str = "net0",
+    queues: int = 1,
+    reconnect_ms: int | None = None,
+    properties: Mapping[str, object] | None = None,
+) -> list[str]:
+    """QEMU options for a virtio-net-pci whose back-end listens on the socket; `queues` pairs."""
+    net: dict[str, object] = {"romfile": ""}
+    if queues > 1:
+        # A vector for each queue, one for config changes, one for the control queue.
+        net |= {"mq": True, "vectors": 2 * queues + 2}
+    device = f"virtio-net-pci,netdev={name}-netdev,id={name}"
+    return [
+        *("-chardev", _socket_chardev(name, socket_path, reconnect_ms)),
+        *("-netdev", f"vhost-user,id={name}-netdev,chardev={name}-chardev,queues={queues}"),
+        *("-device", _join(device, net | dict(properties or {}))),
+    ]
+
+
+def _socket_chardev(name: str, socket_path: Path, reconnect_ms: int | None) -> str:
+    again = "" if reconnect_ms is None else f",reconnect-ms={reconnect_ms}"
+    return f"socket,id={name}-chardev,path={socket_path}{again}"
+
+
+def _join(head: str, properties: Mapping[str, object] | None) -> str:
+    words = [head]
+    for key, value in (properties or {}).items():
+        shown = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        words.append(f"{key}={shown}")
+    return ",".join(words)
