@@ -4,6 +4,7 @@
 //! Every buffer's device-readable part is written before it is added, its device-writable part is
 //! copied out when it comes back, and of a device that echoes a sample is compared.
 
+use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,12 +118,14 @@ pub struct Load {
     /// Keeps `host` valid.
     _mapping: Arc<Mapping>,
     slots: Vec<Slot>,
-    free: Vec<u16>,
+    /// Places that are not with the device, the longest unused first.
+    free: VecDeque<u16>,
     /// Of the next buffer.
     number: u64,
     request: Vec<u8>,
     reply: Vec<u8>,
     reaped: Vec<Reaped>,
+    pieces: Vec<Piece>,
 }
 
 // SAFETY: `host` is an address in the mapping, which any thread may use.
@@ -144,11 +147,12 @@ impl Load {
             host,
             _mapping: mapping,
             slots: vec![Slot { number: 0, with_device: false }; shape.depth.into()],
-            free: (0..shape.depth).rev().collect(),
+            free: (0..shape.depth).collect(),
             number: 0,
             request: vec![0; shape.readable as usize],
             reply: vec![0; shape.writable as usize],
             reaped: Vec::with_capacity(shape.depth.into()),
+            pieces: Vec::with_capacity(shape.batch.into()),
         })
     }
 
@@ -212,7 +216,7 @@ impl Load {
             };
             slot.with_device = false;
             let number = slot.number;
-            self.free.push(cookie as u16);
+            self.free.push_back(cookie as u16);
             let length = (written as usize).min(self.reply.len());
             // SAFETY: within the slot's device-writable part, in the mapping that we hold.
             unsafe {
@@ -249,33 +253,64 @@ impl Load {
     /// Make whole batches available while there is room; false if there was none.
     fn refill(&mut self, queue: &mut DriverQueue) -> Result<bool, LoadError> {
         let Shape { readable, writable, batch, .. } = self.shape;
-        let pieces = if readable > 0 && writable > 0 { 2 } else { 1 };
-        let slots_needed = queue.slots_needed(pieces) * usize::from(batch);
+        let both = readable > 0 && writable > 0;
+        let slots_needed = queue.slots_needed(1 + usize::from(both)) * usize::from(batch);
         let mut any = false;
         while self.free.len() >= batch.into() && queue.free() >= slots_needed {
-            for _ in 0..batch {
-                let slot = self.free.pop().expect("as many as a batch");
-                let number = self.number;
-                self.number += 1;
-                self.slots[usize::from(slot)] = Slot { number, with_device: true };
-                let at = self.address + (usize::from(slot) * self.shape.stride()) as u64;
-                let read = Piece { addr: at, len: readable };
-                let write = Piece { addr: at + self.shape.writable_at() as u64, len: writable };
-                if readable > 0 {
-                    self.write_request(number);
-                    // SAFETY: the slot's device-readable part, which is not with the device.
-                    unsafe { copy_to_shared(self.place(slot.into()), &self.request) };
+            if both {
+                for _ in 0..batch {
+                    let slot = self.next();
+                    let [read, write] = self.pieces_of(slot);
+                    queue.add(&[read], &[write], slot.into())?;
                 }
-                match (readable > 0, writable > 0) {
-                    (true, true) => queue.add(&[read], &[write], slot.into())?,
-                    (true, false) => queue.add(&[read], &[], slot.into())?,
-                    _ => queue.add(&[], &[write], slot.into())?,
-                }
+            } else {
+                self.refill_each(queue)?;
             }
             queue.kick()?;
             any = true;
         }
         Ok(any)
+    }
+
+    /// A batch of buffers of one piece, all added at once where their places follow each other.
+    fn refill_each(&mut self, queue: &mut DriverQueue) -> Result<(), LoadError> {
+        let part = usize::from(self.shape.readable == 0);
+        let mut first = 0;
+        self.pieces.clear();
+        for _ in 0..self.shape.batch {
+            let slot = self.next();
+            if usize::from(slot) != usize::from(first) + self.pieces.len() {
+                queue.add_each(&self.pieces, part == 1, first.into())?;
+                self.pieces.clear();
+            }
+            if self.pieces.is_empty() {
+                first = slot;
+            }
+            self.pieces.push(self.pieces_of(slot)[part]);
+        }
+        queue.add_each(&self.pieces, part == 1, first.into())?;
+        Ok(())
+    }
+
+    /// The next buffer's place, its device-readable part written.
+    fn next(&mut self) -> u16 {
+        let slot = self.free.pop_front().expect("as many as a batch");
+        let number = self.number;
+        self.number += 1;
+        self.slots[usize::from(slot)] = Slot { number, with_device: true };
+        if self.shape.readable > 0 {
+            self.write_request(number);
+            // SAFETY: the slot's device-readable part, which is not with the device.
+            unsafe { copy_to_shared(self.place(slot.into()), &self.request) };
+        }
+        slot
+    }
+
+    /// Its device-readable part, and its device-writable part.
+    fn pieces_of(&self, slot: u16) -> [Piece; 2] {
+        let addr = self.address + (usize::from(slot) * self.shape.stride()) as u64;
+        let behind = addr + self.shape.writable_at() as u64;
+        [Piece { addr, len: self.shape.readable }, Piece { addr: behind, len: self.shape.writable }]
     }
 
     fn wait(&self, queue: &mut DriverQueue, since: Instant) {
