@@ -3,11 +3,11 @@
 mod batch;
 mod blk;
 mod errors;
-mod load;
 mod memory;
 mod net;
 mod pump;
 mod queue;
+mod queue_load;
 mod serve;
 
 use pyo3::prelude::*;
@@ -18,7 +18,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     batch::register(module)?;
     blk::register(module)?;
     errors::register(module)?;
-    load::register(module)?;
+    queue_load::register(module)?;
     memory::register(module)?;
     net::register(module)?;
     queue::register(module)
