@@ -478,6 +478,11 @@ pub struct PyDriverQueue {
 }
 
 impl PyDriverQueue {
+    /// The queue, for a load that works on it.
+    pub fn lock(&self) -> MutexGuard<'_, DriverQueue> {
+        lock(&self.queue)
+    }
+
     fn reap_some(&self, max: usize) -> PyResult<Vec<Reaped>> {
         let mut queue = lock(&self.queue);
         let mut reaped = Vec::with_capacity(max.min(queue.outstanding()));
