@@ -551,3 +551,73 @@ class NetPump:
         a packet in them; receive: buffers without room for a header, packets that the driver must
         not see), dropped_no_room (larger than a buffer or, mergeable, than the whole ring),
         dropped_inbox_full (at a hub), dropped_port_error, dropped_mtu, dropped_disabled."""
+
+@final
+class RingLoop:
+    """Both halves of a virtqueue at work against each other, on two threads: what a kind of ring is
+    worth, with nothing around it. The sender writes every payload, the receiver copies it out,
+    whatever the other half wrote is checked, and one payload of every burst is compared."""
+
+    def __init__(
+        self,
+        features: int,
+        size: int,
+        *,
+        direction: str = "send",
+        batch: int = 32,
+        chain: int = 1,
+        length: int = 64,
+        indirect: bool = False,
+        event: bool = False,
+        regions: int = 1,
+        pin: tuple[int, int] | None = None,
+    ) -> None:
+        """`features` and `size` as for the queues. `direction`: "send" (from the driver to the
+        device), "receive", or "both" (a queue each). `batch`: buffers that are published and taken
+        at once. `chain`: pieces of each buffer, in indirect tables with `indirect`. `length`: bytes
+        of each buffer, all pieces together. `event`: sleep until notified, instead of polling.
+        `regions`: of memory, which the buffers are spread over evenly. `pin`: processors of driver
+        and device. Raises ValueError, naming what is wrong, and why the memory cannot be had."""
+    def run(self, seconds: float) -> dict[str, int | float]:
+        """Run both halves for so long (60 at most), without the interpreter lock. Returns of this
+        run: buffers (that went all the way), seconds, batches (that the device took), kicks_sent,
+        calls_sent, used_entries (written), bytes (of payloads), verified (payloads that were
+        compared). Raises VirtqError for a payload that is not what was sent, ValueError, OSError if
+        it runs already."""
+
+@final
+class NetLoad:
+    """The driver's end of a network device under load, without the interpreter: it fills frames,
+    keeps receive buffers posted, copies received frames out, and checks one of every burst. Frames
+    are those of `NetPort.source`; of received ones of other kinds, IPv4 ones are checked by their
+    header."""
+
+    def __init__(
+        self,
+        transmit: DriverQueue | None,
+        receive: DriverQueue | None,
+        *,
+        transmit_memory: int = 0,
+        receive_memory: int = 0,
+        length: int = 64,
+        batch: int = 32,
+        mergeable: bool = False,
+        header_bytes: int = 12,
+        buffer_bytes: int = 1536,
+        pin: int | None = None,
+    ) -> None:
+        """The queues must be empty, and stay the load's. `transmit_memory`, `receive_memory`: guest
+        addresses of memory for their packet buffers, in one region each: `memory_bytes` of it.
+        `length`: bytes of each frame sent. `buffer_bytes`: of each receive buffer, header included.
+        `mergeable`: MRG_RXBUF is negotiated. `pin`: the processor to run on. Raises ValueError,
+        and RingFault for memory that is not mapped."""
+    @staticmethod
+    def memory_bytes(size: int, buffer_bytes: int) -> int:
+        """Bytes of guest memory for the packet buffers of a queue of `size` slots; `buffer_bytes`
+        with the header: when sending `header_bytes + length`."""
+    def run(self, seconds: float) -> dict[str, int | float]:
+        """Send and receive for so long (60 at most), polling, without the interpreter lock. Returns
+        of this run: seconds, transmitted (frames that the device has used), received, buffers
+        (the sum of both), bytes (of frames), batches, kicks_sent, used_entries (read), verified,
+        malformed (too short for a header). Raises VirtqError for a received frame that is not what
+        was sent, RingFault, OSError if it runs already."""

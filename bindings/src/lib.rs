@@ -3,6 +3,7 @@
 mod batch;
 mod blk;
 mod errors;
+mod load;
 mod memory;
 mod net;
 mod pump;
@@ -18,10 +19,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     batch::register(module)?;
     blk::register(module)?;
     errors::register(module)?;
-    queue_load::register(module)?;
+    load::register(module)?;
     memory::register(module)?;
     net::register(module)?;
-    queue::register(module)
+    queue::register(module)?;
+    queue_load::register(module)
 }
 
 /// A new class made by `collections.namedtuple`.

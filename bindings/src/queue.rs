@@ -296,7 +296,7 @@ pub struct PyDriverQueue {
 }
 
 impl PyDriverQueue {
-    /// The queue, for as long as the guard lives. To be waited for without the interpreter lock.
+    /// The queue, for a load that works on it.
     pub fn lock(&self) -> MutexGuard<'_, DriverQueue> {
         lock(&self.queue)
     }

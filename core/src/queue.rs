@@ -538,6 +538,7 @@ pub struct DriverQueue {
     setup: Setup,
     kick: Option<Event>,
     call: Option<Event>,
+    memory: Arc<Memory>,
     stats: DriverStats,
 }
 
@@ -559,6 +560,7 @@ impl DriverQueue {
         }
         let indirect = indirect.filter(|_| features & feature::INDIRECT_DESC != 0);
         let tables = indirect.map(|tables| tables.map(&memory, size)).transpose()?;
+        let held = Arc::clone(&memory);
         let ring = if setup.is_packed() {
             let areas = setup.packed_areas(&memory)?;
             if setup.is_in_order() {
@@ -582,12 +584,18 @@ impl DriverQueue {
                 ))
             }
         };
-        Ok(Self { ring, setup, kick: None, call: None, stats: DriverStats::default() })
+        let stats = DriverStats::default();
+        Ok(Self { ring, setup, kick: None, call: None, memory: held, stats })
     }
 
     /// Where it is and what was negotiated.
     pub fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    /// The memory that its rings and buffers are in.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// Counters.

@@ -64,6 +64,23 @@ pub unsafe fn copy_to_shared(into: *mut u8, from: &[u8]) {
     compiler_fence(Ordering::SeqCst);
 }
 
+/// Fills shared memory with a word, the last of them cut where the length is no multiple of eight.
+///
+/// # Safety
+/// `into` must be valid for writing `len` bytes.
+#[inline]
+pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
+    let bytes = word.to_ne_bytes();
+    for at in (0..len - len % 8).step_by(8) {
+        // SAFETY: valid by contract.
+        unsafe { into.add(at).cast::<[u8; 8]>().write(bytes) };
+    }
+    let rest = len - len % 8;
+    // SAFETY: as above.
+    unsafe { into.add(rest).copy_from(bytes.as_ptr(), len - rest) };
+    compiler_fence(Ordering::SeqCst);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 pub mod blk;
 pub mod load;
+pub mod loopback;
 pub mod net;
 pub mod shared;
 pub mod worker;

@@ -4,15 +4,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::frame::Maker;
 use super::sink::Forget;
 use super::{
     BATCH, FRAME_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, Ledger, Link, Receiver, Sender, Tally,
 };
-
-/// Broadcast, from a locally administered address, of the type for local experiments.
-const ETHERNET: [u8; FRAME_BYTES_MIN] =
-    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5];
-const SEQUENCE_BYTES: usize = 8;
 
 /// Gives frames that can be told apart and checked: behind the Ethernet header a sequence number in 8
 /// big-endian bytes, then bytes that count up from its lowest one, cut to the size. Every queue pair
@@ -69,17 +65,14 @@ impl Link for SourceLink {
     }
 
     fn receiver(&self, _pair: u16, _ledger: &Ledger) -> io::Result<Box<dyn Receiver>> {
-        // 256 patterns overlap: the one for a sequence number begins at its lowest byte.
-        let pattern = (0..self.size + 256).map(|at| at as u8).collect();
         let made = Arc::clone(&self.made);
-        Ok(Box::new(Generator { size: self.size, made, pattern, last: 0 }))
+        Ok(Box::new(Generator { maker: Maker::new(self.size), made, last: 0 }))
     }
 }
 
 struct Generator {
-    size: usize,
+    maker: Maker,
     made: Arc<Made>,
-    pattern: Box<[u8]>,
     last: u64,
 }
 
@@ -87,13 +80,8 @@ impl Receiver for Generator {
     fn next(&mut self, packet: &mut Vec<u8>, _tally: &mut Tally) -> bool {
         let Some(sequence) = self.made.claim() else { return false };
         self.last = sequence;
-        let start = usize::from(sequence as u8);
         packet.extend_from_slice(&[0; HEADER_BYTES]);
-        packet.extend_from_slice(&ETHERNET);
-        packet.extend_from_slice(&sequence.to_be_bytes());
-        let rest = self.size.saturating_sub(FRAME_BYTES_MIN + SEQUENCE_BYTES);
-        packet.extend_from_slice(&self.pattern[start..start + rest]);
-        packet.truncate(HEADER_BYTES + self.size);
+        packet.extend_from_slice(self.maker.frame(sequence));
         true
     }
 
