@@ -94,10 +94,10 @@ class LoopRunner:
     """Serves a virtqueue from the asyncio loop of the thread that starts it, batch by batch.
 
     What is done with buffers is the subclass's: `RequestRunner` calls a handler for each,
-    `BatchRunner` one for all that came together. A handler's result is the number of bytes written; it may be
-    awaitable, and other buffers are served meanwhile. A handler that raises leaves what it was
-    given completed with 0 bytes written; the first time for each place in the code is logged with
-    the traceback."""
+    `BatchRunner` one for all that came together. A handler's result is the number of bytes
+    written; it may be awaitable, and other buffers are served meanwhile. A handler that raises
+    leaves what it was given completed with 0 bytes written; the first time for each place in the
+    code is logged with the traceback."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from virtq.errors import VirtqError
@@ -37,6 +37,7 @@ PAIRS = 20
 WINDOW_S = 0.25
 WINDOW_MOST_S = 1.0
 """A window longer than this would see the machine change."""
+WINDOW_LEAST_S = 0.01
 SLACK = 3.0
 """How much longer than planned a comparison may take, as a factor, before it ends early."""
 START_S = 30.0
@@ -61,7 +62,8 @@ class Window:
     """How long that took, without setting up."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """Totals of the window, such as kicks, calls, used_entries, batches, instructions and
-    cpu_seconds; and percentiles of latency in nanoseconds, as p50_ns, p99_ns, p99.9_ns."""
+    cpu_seconds; and percentiles of latency in nanoseconds, as p50_ns, p99_ns, p99.9_ns (or
+    p999_ns)."""
 
     @property
     def rate(self) -> float:
@@ -107,6 +109,8 @@ class Case:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     """What distinguishes this case from its neighbours, such as {"batch": 32, "chain": 1}."""
     targets: Sequence[Target] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """By contender, how many units a second are hoped for, of the median and the best."""
     work: str = ""
     """What is done for each unit, the same by every contender; a sentence for the report."""
 
@@ -124,6 +128,13 @@ class Summary:
     """Totals over all windows; of percentiles the median."""
     error: str | None = None
     """Why it does not go on, or never began."""
+    floor_per_s: float | None = None
+    """What is hoped for."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether median and best are what is hoped for; None without that."""
+        return None if self.floor_per_s is None else self.median >= self.floor_per_s
 
     @property
     def median(self) -> float:
@@ -163,12 +174,13 @@ class Summary:
 
     @property
     def latency_ns(self) -> dict[str, float]:
-        """Percentiles of latency, such as {"p50": 21000.0}."""
+        """Percentiles of latency, such as {"p50": 21000.0, "p99.9": 61000.0}."""
         found = {n: c for n, c in self.counts.items() if is_percentile(n)}
-        return {name.removesuffix("_ns"): value for name, value in found.items()}
+        return {_percentile(name): value for name, value in found.items()}
 
     @classmethod
     def of(cls, name: str, windows: Sequence[Window], error: str | None = None) -> Self:
+        """From the windows of one contender."""
         names = dict.fromkeys(key for window in windows for key in window.counts)
         counts: dict[str, float] = {}
         for key in names:
@@ -188,6 +200,8 @@ class Summary:
         return {
             "name": self.name,
             "error": self.error,
+            "floor_per_s": self.floor_per_s,
+            "met": self.met,
             "median_per_s": self.median,
             "best_per_s": self.best,
             "worst_per_s": self.worst,
@@ -210,6 +224,7 @@ class Summary:
             float(value["seconds"]),
             {str(name): float(count) for name, count in value["counts"].items()},
             value["error"],
+            value["floor_per_s"],
         )
 
 
@@ -312,6 +327,12 @@ def is_percentile(count: str) -> bool:
     return _PERCENTILE.fullmatch(count) is not None
 
 
+def _percentile(count: str) -> str:
+    """`p99.9` for p99.9_ns and p999_ns."""
+    digits = count.removeprefix("p").removesuffix("_ns")
+    return f"p{digits}" if "." in digits or len(digits) < 3 else f"p{digits[:2]}.{digits[2:]}"
+
+
 # Taking turns
 
 Progress = Callable[[int, int, str], None]
@@ -374,21 +395,28 @@ def run_case(
     pairs: int = PAIRS,
     window_s: float = WINDOW_S,
     warm_up: int = 1,
-    time_limit_s: float | None = None,
+    budget_s: float | None = None,
     progress: Progress = lambda done, count, name: None,
 ) -> Comparison:
-    """Make the contenders of a case, compare them, and let them go. Raises what making them
-    raises."""
+    """Make the contenders of a case, compare them, and let them go. With `budget_s` the windows
+    are as much shorter as it takes to do that in about this time, and no round begins later.
+    Raises what making the contenders raises."""
+    begun = time.monotonic()
     with ExitStack() as stack:
         contenders = case.make()
         for contender in contenders:
             stack.callback(contender.close)
+        left_s = None
+        if budget_s is not None:
+            left_s = max(budget_s - (time.monotonic() - begun), WINDOW_LEAST_S)
+            share_s = left_s / ((warm_up + pairs) * max(len(contenders), 1))
+            window_s = max(min(window_s, share_s), WINDOW_LEAST_S)
         summaries, rounds = compare(
             contenders,
             pairs=pairs,
             window_s=window_s,
             warm_up=warm_up,
-            time_limit_s=time_limit_s,
+            time_limit_s=left_s,
             progress=progress,
         )
     return Comparison(
@@ -399,6 +427,6 @@ def run_case(
         pairs,
         rounds,
         window_s,
-        tuple(summaries),
+        tuple(replace(one, floor_per_s=case.floors.get(one.name)) for one in summaries),
         tuple(case.targets),
     )
