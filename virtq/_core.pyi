@@ -100,6 +100,9 @@ class Request:
         """Bytes written so far."""
     @property
     def queue_index(self) -> int: ...
+    @property
+    def outstanding(self) -> bool:
+        """Whether it is still to be completed."""
     def read(self, length: int = -1) -> bytes:
         """The next `length` device-readable bytes (-1: all that are left); fewer at the end."""
     def write(self, data: Buffer) -> int:
@@ -216,6 +219,9 @@ class DeviceQueue:
     @property
     def broken(self) -> str | None:
         """Why the queue is broken, or None."""
+    def give_up(self, reason: str) -> None:
+        """Break the queue for a reason of the device's own, which `broken` then tells, and signal
+        the error descriptor. What is complete and not published stays so: `notify` before."""
     def stop(self) -> Position:
         """Publish the finished prefix, forget the rest, and return where the next owner resumes.
         The queue takes nothing more; requests still held become stale."""

@@ -349,6 +349,12 @@ impl PyRequest {
     }
 
     #[getter]
+    fn outstanding(&self) -> bool {
+        let batch = self.taken.batch();
+        visit(&self.taken.shelf.queue).is_taken(&batch, self.index)
+    }
+
+    #[getter]
     fn queue_index(&self) -> u16 {
         visit(&self.taken.shelf.queue).setup().index
     }

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use virtq_core::error::QueueError;
+use virtq_core::error::{Fault, QueueError};
 use virtq_core::pump::{SharedQueue, Visit};
 use virtq_core::queue::{DeviceQueue, DriverQueue, IndirectSetup, Setup};
 use virtq_core::ring::{Piece, Position, Reaped};
@@ -263,6 +263,10 @@ impl PyDeviceQueue {
     #[getter]
     fn broken(&self) -> Option<String> {
         visit(&self.queue).broken().map(ToString::to_string)
+    }
+
+    fn give_up(&self, reason: String) {
+        visit(&self.queue).break_queue(Fault::GivenUp { reason });
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {

@@ -424,6 +424,15 @@ impl DeviceQueue {
         })
     }
 
+    /// Whether the buffer at `index` is still to be completed.
+    pub fn is_taken(&self, batch: &Batch, index: usize) -> bool {
+        !self.stopped
+            && batch
+                .buffers
+                .get(index)
+                .is_some_and(|buffer| device_ring!(&self.ring, ring => ring.is_taken(buffer.token)))
+    }
+
     /// Publish what may leave; returns how many buffers.
     pub fn flush(&mut self) -> Result<usize, QueueError> {
         if self.stopped {

@@ -301,8 +301,9 @@ def publish(
 def _tables(result: Result) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for comparison in result.comparisons:
-        made = rows(comparison)
-        shown = table(*made.headings, title=comparison.title, numbers=range(1, len(made.headings)))
+        made = rows(comparison, brief=True)
+        headings = [heading.replace(" ", "\n") for heading in made.headings]
+        shown = table(*headings, title=comparison.title, numbers=range(1, len(headings)))
         for row in made.rows:
             shown.add_row(*row)
         parts += [shown, Text(_below(comparison), "dim")]
