@@ -6,7 +6,7 @@ Colours come from the page's style sheet, so that a picture is right on light an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
 from virtq.bench.measure import Comparison, Summary
@@ -42,7 +42,8 @@ def strips(comparison: Comparison) -> str:
     longest = max((len(one.name) for one in shown), default=0)
     left = min(longest * LETTER_WIDTH, LABEL_MOST) + 16
     room = WIDTH - left - VALUES_WIDTH
-    marks = ticks(max((one.best for one in shown), default=0.0))
+    floors = [one.floor_per_s or 0.0 for one in shown]
+    marks = ticks(max([one.best for one in shown] + floors, default=0.0))
     bottom = TOP + ROW_HEIGHT * len(shown)
     height = bottom + AXIS_HEIGHT
 
@@ -81,8 +82,9 @@ def _axis(marks: Sequence[float], places: Sequence[float], bottom: float, unit: 
     return parts
 
 
-def _row(one: Summary, kind: str, middle: float, left: float, x: object) -> list[str]:
-    assert callable(x)
+def _row(
+    one: Summary, kind: str, middle: float, left: float, x: Callable[[float], float]
+) -> list[str]:
     low, high = one.quartiles
     top = middle - BOX_HEIGHT / 2
     box = max(x(high) - x(low), 2)
@@ -96,6 +98,11 @@ def _row(one: Summary, kind: str, middle: float, left: float, x: object) -> list
         'rx="3"/>',
     ]
     parts += [f'<circle class="dot" cx="{x(r):.1f}" cy="{middle}" r="2.2"/>' for r in one.rates]
+    if one.floor_per_s is not None:
+        parts.append(
+            f'<line class="floor" x1="{x(one.floor_per_s):.1f}" x2="{x(one.floor_per_s):.1f}" '
+            f'y1="{middle - 15}" y2="{middle + 15}"/>'
+        )
     parts += [
         f'<line class="median" x1="{x(one.median):.1f}" x2="{x(one.median):.1f}" '
         f'y1="{middle - 11}" y2="{middle + 11}"/>',

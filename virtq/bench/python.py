@@ -184,7 +184,7 @@ def cases(
         ),
         Case(
             "handle_batch: arrays",
-            several(*((kind.title, ReadArray, kind, read) for kind in reversed(RingKind))),
+            several(*((kind.title, ReadArray, kind, read) for kind in RingKind)),
             parameters={"in flight": read.depth, "batch": read.batch},
             floors={best.title: BATCH_FLOOR_PER_S},
             work=f"The driver writes {size} bytes into each buffer; the device copies those of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -83,7 +84,8 @@ def save(results: Sequence[Result], path: Path) -> None:
 
 
 def _dates(results: Sequence[Result]) -> str:
-    first, last = results[0].started, results[-1].started
+    times = sorted(datetime.fromisoformat(result.started) for result in results)
+    first, last = (f"{time:%-d %B %Y, %H:%M} UTC" for time in (times[0], times[-1]))
     return first if first == last else f"{first} to {last}"
 
 

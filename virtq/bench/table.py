@@ -92,9 +92,9 @@ class Rows:
     rows: list[list[str]]
 
 
-def rows(comparison: Comparison, *, brief: bool = False) -> Rows:
-    """What is told of a comparison's contenders; `brief` leaves out what a narrow place has no room
-    for."""
+def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False) -> Rows:
+    """What is told of a comparison's contenders. `brief`: without the quartiles. `verdicts`: with
+    what is hoped for."""
     contenders = comparison.contenders
     base = next((one.name for one in contenders if one.median > 0), None)
     to_base = {r.of: r for r in comparison.ratios if r.to == base}
@@ -118,7 +118,7 @@ def rows(comparison: Comparison, *, brief: bool = False) -> Rows:
     for key in latencies:
         columns.append((key, lambda one, key=key: _latency(one, key)))  # type: ignore[misc]
     aims = targets(comparison)
-    if aims and not brief:
+    if aims and verdicts:
         columns.append(("target", lambda one: aims.get(one.name, "")))
     made = [
         [one.name, one.error] if one.error and not one.rates else _row(one, columns)
@@ -180,7 +180,7 @@ def parameters(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """A comparison as a Markdown table, with its title and its parameters."""
-    made = rows(comparison)
+    made = rows(comparison, verdicts=True)
     lines = [f"**{comparison.title}** ({caption(comparison)})", ""]
     lines.append("| " + " | ".join(made.headings) + " |")
     lines.append("|---|" + "---:|" * (len(made.headings) - 1))
