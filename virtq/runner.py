@@ -24,7 +24,7 @@ BATCH_BUFFERS = 256
 """Buffers taken at once."""
 TURN_BUFFERS = 1024
 """Buffers served before the loop gets a turn for everything else."""
-LINGER_US = 10
+LINGER_US = 50
 """How long to look for more before asking for a kick: less than it takes to be woken by one."""
 POLL_INTERVAL_S = 0.001
 """Between two looks at a queue that came without a descriptor for kicks."""

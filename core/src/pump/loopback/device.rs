@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lane::DeviceLane;
 use super::{Copies, LoopError, LoopReport, LoopSetup, matches, nap};
+use crate::memory::{copy_from_shared, fill_shared};
 use crate::queue::DeviceQueue;
-use crate::ring::Batch;
+use crate::ring::{Batch, Burst};
 
 /// What the device does in each round.
 #[derive(Default)]
@@ -78,6 +79,7 @@ fn hand_back(queue: &mut DeviceQueue, event: bool) -> Result<(), LoopError> {
 /// Takes buffers and copies them out.
 pub struct Receiver {
     lane: DeviceLane,
+    burst: Burst,
     batch: Batch,
     most: usize,
     copies: Copies,
@@ -88,10 +90,33 @@ pub struct Receiver {
 impl Receiver {
     pub fn new(lane: DeviceLane, setup: &LoopSetup) -> Self {
         let copies = Copies::new(setup.length);
-        Self { lane, batch: Batch::new(), most: setup.batch, copies, done: 0, verified: 0 }
+        let (burst, batch) = (Burst::new(), Batch::new());
+        Self { lane, burst, batch, most: setup.batch, copies, done: 0, verified: 0 }
     }
 
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
+        let plain = self.lane.queue.gather(self.most, false, &mut self.burst)?;
+        if plain > 0 {
+            for (place, segment) in self.burst.segments().iter().enumerate() {
+                let copy = self.copies.slot(place);
+                if segment.len as usize != copy.len() {
+                    return Err(self.mismatch(place));
+                }
+                // SAFETY: the segment is mapped while the burst holds it.
+                unsafe { copy_from_shared(segment.ptr, copy) };
+            }
+            self.lane.queue.retire(&self.burst, plain, false)?;
+            self.check_last(plain)?;
+            if event {
+                self.lane.queue.call()?;
+            }
+            return Ok(true);
+        }
+        self.round_of_any(event)
+    }
+
+    /// Buffers of any form.
+    fn round_of_any(&mut self, event: bool) -> Result<bool, LoopError> {
         self.batch.clear();
         let taken = self.lane.queue.take(self.most, &mut self.batch)?;
         if taken == 0 {
@@ -103,14 +128,20 @@ impl Receiver {
                 return Err(self.mismatch(place));
             }
         }
-        if !matches(self.copies.slot(taken - 1), self.done + taken as u64 - 1) {
-            return Err(self.mismatch(taken - 1));
-        }
-        self.verified += 1;
         self.lane.queue.complete_all(&self.batch)?;
         hand_back(&mut self.lane.queue, event)?;
-        self.done += taken as u64;
+        self.check_last(taken)?;
         Ok(true)
+    }
+
+    /// Compare the last one of a burst.
+    fn check_last(&mut self, count: usize) -> Result<(), LoopError> {
+        if !matches(self.copies.slot(count - 1), self.done + count as u64 - 1) {
+            return Err(self.mismatch(count - 1));
+        }
+        self.verified += 1;
+        self.done += count as u64;
+        Ok(())
     }
 
     fn mismatch(&self, place: usize) -> LoopError {
@@ -121,6 +152,7 @@ impl Receiver {
 /// Takes buffers and fills them.
 pub struct Sender {
     lane: DeviceLane,
+    burst: Burst,
     batch: Batch,
     most: usize,
     payload: Box<[u8]>,
@@ -130,10 +162,31 @@ pub struct Sender {
 impl Sender {
     pub fn new(lane: DeviceLane, setup: &LoopSetup) -> Self {
         let payload = vec![0; setup.length as usize].into_boxed_slice();
-        Self { lane, batch: Batch::new(), most: setup.batch, payload, number: 0 }
+        let (burst, batch) = (Burst::new(), Batch::new());
+        Self { lane, burst, batch, most: setup.batch, payload, number: 0 }
     }
 
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
+        let plain = self.lane.queue.gather(self.most, true, &mut self.burst)?;
+        if plain > 0 {
+            for place in 0..plain {
+                let segment = self.burst.segments()[place];
+                // SAFETY: the segment is mapped while the burst holds it.
+                unsafe { fill_shared(segment.ptr, segment.len as usize, self.number) };
+                self.burst.set_written(place, segment.len);
+                self.number += 1;
+            }
+            self.lane.queue.retire(&self.burst, plain, true)?;
+            if event {
+                self.lane.queue.call()?;
+            }
+            return Ok(true);
+        }
+        self.round_of_any(event)
+    }
+
+    /// Buffers of any form.
+    fn round_of_any(&mut self, event: bool) -> Result<bool, LoopError> {
         self.batch.clear();
         let taken = self.lane.queue.take(self.most, &mut self.batch)?;
         for index in 0..taken {
