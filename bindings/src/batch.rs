@@ -93,13 +93,9 @@ impl Taken {
     }
 
     /// All of them, in one visit.
-    fn complete_each(&self, written: impl Iterator<Item = u64>) -> PyResult<()> {
+    fn complete_each(&self, written: impl Iterator<Item = u32>) -> PyResult<()> {
         let batch = self.batch();
-        let mut queue = visit(&self.shelf.queue);
-        for (index, one) in written.take(batch.buffers.len()).enumerate() {
-            queue.complete(&batch, index, bytes_written(one)?).map_err(to_py)?;
-        }
-        Ok(())
+        visit(&self.shelf.queue).complete_each(&batch, written).map_err(to_py)
     }
 }
 
@@ -183,9 +179,7 @@ impl PyBatch {
         let bytes = unsafe {
             std::slice::from_raw_parts_mut(room.buf_ptr().cast::<u8>(), room.item_count())
         };
-        for (buffer, row) in batch.buffers.iter().zip(bytes.chunks_exact_mut(length)) {
-            batch.read_at(buffer, 0, row);
-        }
+        batch.read_rows(length, bytes);
         Ok(array)
     }
 
@@ -212,9 +206,7 @@ impl PyBatch {
         // may change them meanwhile; they are only copied.
         let bytes =
             unsafe { std::slice::from_raw_parts(rows.buf_ptr().cast::<u8>(), count * length) };
-        for (buffer, row) in batch.buffers.iter().zip(bytes.chunks_exact(length)) {
-            batch.write_at(buffer, 0, row);
-        }
+        batch.write_rows(length, bytes);
         Ok(length)
     }
 
@@ -222,8 +214,14 @@ impl PyBatch {
     fn complete(&self, written: Written) -> PyResult<()> {
         let count = self.__len__();
         match written {
-            Written::Same(written) => self.0.complete_each(std::iter::repeat_n(written, count)),
-            Written::Each(each) if each.len() == count => self.0.complete_each(each.into_iter()),
+            Written::Same(written) => {
+                self.0.complete_each(std::iter::repeat_n(bytes_written(written)?, count))
+            }
+            Written::Each(each) if each.len() == count => {
+                let each: Vec<u32> =
+                    each.into_iter().map(bytes_written).collect::<PyResult<_>>()?;
+                self.0.complete_each(each.into_iter())
+            }
             Written::Each(each) => Err(PyValueError::new_err(format!(
                 "{} written lengths for {count} buffers",
                 each.len()

@@ -415,6 +415,30 @@ impl DeviceQueue {
         Ok(())
     }
 
+    /// The buffers of a batch are done, so many bytes written to each. Stops at the first for which
+    /// that cannot be.
+    pub fn complete_each(
+        &mut self,
+        batch: &Batch,
+        written: impl Iterator<Item = u32>,
+    ) -> Result<(), QueueError> {
+        if self.stopped {
+            return Err(QueueError::Stale);
+        }
+        if self.memory.log().is_some() {
+            let mut each = (0..batch.buffers.len()).zip(written);
+            return each.try_for_each(|(index, one)| self.complete(batch, index, one));
+        }
+        let total = &mut self.stats.bytes_written;
+        device_ring!(&mut self.ring, ring => {
+            batch.buffers.iter().zip(written).try_for_each(|(buffer, one)| {
+                ring.complete(buffer.token, one)?;
+                *total += u64::from(one);
+                Ok(())
+            })
+        })
+    }
+
     /// Every buffer of a batch is done, nothing written to any.
     pub fn complete_all(&mut self, batch: &Batch) -> Result<(), QueueError> {
         if self.stopped {

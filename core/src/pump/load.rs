@@ -1,8 +1,9 @@
 //! A driver half that keeps any device busy: buffers of one shape, as many in flight as told, for a
 //! while. What the device does with them is its own affair.
 //!
-//! Every buffer's device-readable part is written before it is added, its device-writable part is
-//! copied out when it comes back, and of a device that echoes a sample is compared.
+//! Every buffer's device-readable part is filled with its number before it is added, its
+//! device-writable part is copied out when it comes back, and of a device that echoes a sample is
+//! compared.
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::Wait;
 use crate::error::QueueError;
-use crate::memory::{Access, Mapping, Memory, copy_from_shared, copy_to_shared};
+use crate::memory::{Access, Mapping, Memory, copy_from_shared, fill_shared};
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, Reaped};
 
@@ -122,7 +123,6 @@ pub struct Load {
     free: VecDeque<u16>,
     /// Of the next buffer.
     number: u64,
-    request: Vec<u8>,
     reply: Vec<u8>,
     reaped: Vec<Reaped>,
     pieces: Vec<Piece>,
@@ -149,7 +149,6 @@ impl Load {
             slots: vec![Slot { number: 0, with_device: false }; shape.depth.into()],
             free: (0..shape.depth).collect(),
             number: 0,
-            request: vec![0; shape.readable as usize],
             reply: vec![0; shape.writable as usize],
             reaped: Vec::with_capacity(shape.depth.into()),
             pieces: Vec::with_capacity(shape.batch.into()),
@@ -224,9 +223,10 @@ impl Load {
                 copy_from_shared(from, &mut self.reply[..length]);
             }
             if self.shape.echo && number.is_multiple_of(SAMPLE) {
-                let expected = self.request.len().min(self.reply.len());
-                self.write_request(number);
-                if length < expected || self.reply[..expected] != self.request[..expected] {
+                let expected = self.reply.len().min(self.shape.readable as usize);
+                let word = number.to_ne_bytes();
+                let right = |part: &[u8]| part == &word[..part.len()];
+                if length < expected || !self.reply[..expected].chunks(word.len()).all(right) {
                     return Err(LoadError::Mismatch(number));
                 }
                 done.verified += 1;
@@ -240,14 +240,6 @@ impl Load {
     fn place(&self, slot: usize) -> *mut u8 {
         // SAFETY: slots are within the mapping.
         unsafe { self.host.add(slot * self.shape.stride()) }
-    }
-
-    /// The bytes of a request: its number in front, and derived from it.
-    fn write_request(&mut self, number: u64) {
-        self.request.fill(number as u8);
-        let head = number.to_le_bytes();
-        let length = head.len().min(self.request.len());
-        self.request[..length].copy_from_slice(&head[..length]);
     }
 
     /// Make whole batches available while there is room; false if there was none.
@@ -298,11 +290,8 @@ impl Load {
         let number = self.number;
         self.number += 1;
         self.slots[usize::from(slot)] = Slot { number, with_device: true };
-        if self.shape.readable > 0 {
-            self.write_request(number);
-            // SAFETY: the slot's device-readable part, which is not with the device.
-            unsafe { copy_to_shared(self.place(slot.into()), &self.request) };
-        }
+        // SAFETY: the slot's device-readable part, which is not with the device.
+        unsafe { fill_shared(self.place(slot.into()), self.shape.readable as usize, number) };
         slot
     }
 

@@ -5,6 +5,7 @@ mod batch;
 mod burst;
 mod chain;
 pub mod packed;
+mod rows;
 pub mod split;
 
 use std::sync::Arc;
