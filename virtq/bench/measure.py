@@ -45,7 +45,7 @@ START_S = 30.0
 
 _PERCENTILE = re.compile(r"p\d+(\.\d+)?_ns")
 
-Parameter = str | int | float
+Parameter = str | int | float | bool
 
 
 class BenchError(VirtqError):

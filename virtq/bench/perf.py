@@ -11,8 +11,9 @@ import os
 import platform
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 
-from virtq.bench.measure import Contender, Window
+from virtq.bench.measure import Case, Contender, Window
 
 SYSCALLS = {"x86_64": 298, "aarch64": 241, "riscv64": 241}
 """The number of perf_event_open by machine."""
@@ -95,3 +96,8 @@ class Counted:
 
     def close(self) -> None:
         self._inner.close()
+
+
+def counted(case: Case) -> Case:
+    """The case with contenders that count as well."""
+    return replace(case, make=lambda: [Counted(contender) for contender in case.make()])

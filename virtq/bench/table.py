@@ -166,7 +166,7 @@ def targets(comparison: Comparison) -> dict[str, str]:
 
 def goal(ratio: Ratio) -> str:
     """What is hoped for of a ratio."""
-    return f"≥ {ratio.target:g} {TIMES} {ratio.to}"
+    return f"≥ {ratio.target:.3g} {TIMES} {ratio.to}"
 
 
 def _verdict(text: str, met: bool | None) -> str:
@@ -174,8 +174,9 @@ def _verdict(text: str, met: bool | None) -> str:
 
 
 def parameters(comparison: Comparison) -> str:
-    """`batch 32, chain 1`."""
-    return ", ".join(f"{name} {value}" for name, value in comparison.parameters.items())
+    """`batch 32, chain 1`; what is only so or not so is named if it is."""
+    shown = {name: value for name, value in comparison.parameters.items() if value is not False}
+    return ", ".join(name if v is True else f"{name} {v}" for name, v in shown.items())
 
 
 def markdown(comparison: Comparison) -> str:
