@@ -18,6 +18,7 @@ from virtq.device import Device, QueueSpec
 from virtq.driver import Driver
 from virtq.errors import (
     ConfigError,
+    DeviceReset,
     FeatureError,
     GuestMemoryError,
     PeerGone,
@@ -32,9 +33,11 @@ from virtq.errors import (
     VirtqError,
 )
 from virtq.features import Change, F, RingKind
+from virtq.handlers import handles, handles_batch
 from virtq.memory import Arena, Buffer
 from virtq.queue import Batch, DeviceQueue, DriverQueue, Position, Request, Used
-from virtq.uri import connect, serve
+from virtq.supply import Supply
+from virtq.uri import connect, connect_async, serve, serve_all, serve_async
 
 __all__ = [
     "Arena",
@@ -44,6 +47,7 @@ __all__ = [
     "ConfigError",
     "Device",
     "DeviceQueue",
+    "DeviceReset",
     "Driver",
     "DriverQueue",
     "F",
@@ -60,11 +64,17 @@ __all__ = [
     "RingKind",
     "StaleBuffer",
     "StatusError",
+    "Supply",
     "TranslationMiss",
     "TransportError",
     "UriError",
     "Used",
     "VirtqError",
     "connect",
+    "connect_async",
+    "handles",
+    "handles_batch",
     "serve",
+    "serve_all",
+    "serve_async",
 ]

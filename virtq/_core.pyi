@@ -4,10 +4,12 @@ Addresses are guest addresses in bytes unless a name says `user`; lengths are by
 Sections are those of VIRTIO 1.4.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
+from numpy import uint8
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 class VirtqError(Exception):
@@ -98,6 +100,9 @@ class Request:
         """Bytes written so far."""
     @property
     def queue_index(self) -> int: ...
+    @property
+    def outstanding(self) -> bool:
+        """Whether it is still to be completed."""
     def read(self, length: int = -1) -> bytes:
         """The next `length` device-readable bytes (-1: all that are left); fewer at the end."""
     def write(self, data: Buffer) -> int:
@@ -123,7 +128,17 @@ class Batch:
         """Device-readable bytes per buffer, as uint64."""
     def writable(self) -> memoryview:
         """Device-writable bytes per buffer, as uint64."""
+    def addresses(self) -> memoryview:
+        """The guest address of each buffer's first piece, as uint64."""
     def read_all(self) -> list[bytes]: ...
+    def read_array(self) -> NDArray[uint8]:
+        """The device-readable bytes as an array of shape (buffers, bytes), copied once. Raises
+        ValueError if the buffers are not of one length."""
+    def write_array(self, rows: NDArray[uint8]) -> int:
+        """Write an array of shape (buffers, bytes), a row to the device-writable part of each
+        buffer; returns the bytes in a row, which is what `handle_batch` returns and `complete`
+        takes. Raises ValueError for another shape or where a row does not fit (nothing is written
+        then), TypeError or BufferError for what is no array of bytes."""
     def complete(self, written: int | Sequence[int] = 0) -> None:
         """Hand back every buffer of the batch with the same or its own written length."""
 
@@ -171,6 +186,21 @@ class DeviceQueue:
         TranslationMiss (resolve it and call again: nothing is lost)."""
     def put_back(self, batch: Batch, start: int = 0) -> int:
         """Untake the buffers from `start` on; they must be the newest taken and not completed."""
+    def serve(
+        self,
+        handler: Callable[[Request], Any],
+        finish: Callable[[Request, Any], object],
+        failed: Callable[[Request, Exception], object],
+        max: int,
+    ) -> int:
+        """Take up to `max` buffers and call `handler` with each; returns how many there were. An
+        int or None as the result completes the request (None: with `request.written`). What else
+        it returns, or what `complete` refuses, `finish` is called with; `failed`, with what it
+        raised. A request that the handler does not keep is the next one's object as well. Raises
+        what `take` and the callbacks raise."""
+    def linger(self, microseconds: int) -> bool:
+        """Look for available buffers for so long (at most 1000) without sleeping, and without the
+        interpreter lock; True if there are some."""
     def flush(self) -> int:
         """Publish what is complete (under IN_ORDER: the finished prefix); returns buffers
         published."""
@@ -189,6 +219,9 @@ class DeviceQueue:
     @property
     def broken(self) -> str | None:
         """Why the queue is broken, or None."""
+    def give_up(self, reason: str) -> None:
+        """Break the queue for a reason of the device's own, which `broken` then tells, and signal
+        the error descriptor. What is complete and not published stays so: `notify` before."""
     def stop(self) -> Position:
         """Publish the finished prefix, forget the rest, and return where the next owner resumes.
         The queue takes nothing more; requests still held become stale."""
@@ -279,6 +312,41 @@ class DriverQueue:
     def stats(self) -> dict[str, int]:
         """buffers, batches, bytes_written, kicks_sent, kicks_saved, calls_received,
         used_entries."""
+
+@final
+class Load:
+    """A driver half that keeps a device busy, without the interpreter: buffers of one shape.
+
+    Every device-readable part is written before its buffer is added, every device-writable part is
+    copied out when it comes back."""
+
+    def __init__(
+        self,
+        queue: DriverQueue,
+        memory: Memory,
+        address: int,
+        *,
+        readable: int = 64,
+        writable: int = 0,
+        depth: int = 128,
+        batch: int = 1,
+        wait: str = "poll",
+        echo: bool = False,
+    ) -> None:
+        """Buffers of `readable` and `writable` bytes in `Load.bytes` of `memory` from `address` on,
+        up to `depth` in flight, made available `batch` at a time. `wait`: "poll", "adaptive" or
+        "event" (by the queue's call eventfd). `echo`: each reply is to begin with the bytes of its
+        request; every 61st is compared. Raises ValueError, and MemoryError_ for memory that is not
+        mapped."""
+    @staticmethod
+    def bytes(*, readable: int = 64, writable: int = 0, depth: int = 128) -> int:
+        """Of memory that such buffers take."""
+    def run(self, seconds: float) -> dict[str, Any]:
+        """Keep the device busy for so long (at most 60 s), then wait for what it holds: buffers,
+        bytes_written, verified, seconds, batches, kicks_sent, calls_received, used_entries.
+
+        The queue is the load's meanwhile; other Python threads run. Raises RingFault, VirtqError
+        for a wrong echo, TimeoutError if the device keeps buffers for 5 s."""
 
 @final
 class BlkDisk:

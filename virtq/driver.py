@@ -13,24 +13,24 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from virtq.device import QueueSpec
-from virtq.errors import ConfigError, FeatureError, PeerGone, StatusError, VirtqError
+from virtq.errors import ConfigError, FeatureError, PeerGone, RingFault, StatusError, VirtqError
 from virtq.features import RING_FEATURES, Change, F, RingKind, closed, describe, names, parse
 from virtq.memory import Arena
 from virtq.queue import DriverQueue, Queues
 from virtq.status import DriverStatus, Step
-from virtq.transports.base import DriverTransport
+from virtq.transports.base import DriverTransport, TellsQueueErrors
 from virtq.wire import layout
 
 RESET_TIMEOUT_S = 5.0
 
 
 class Driver:
-    """Drives one device. Not for several threads at once.
+    """Drives one device. Not for several threads at once, but for `call` and `acall` of its queues.
 
     A subclass for a device type sets `device_id`, `features` (device-specific bits that it
     accepts), `optional_features` (bits that it accepts when asked), `config_layout` with
@@ -221,11 +221,25 @@ class Driver:
             self.ring_size(index, spec.size),
             index=index,
             indirect_length=self.indirect_length,
-            check=self.transport.check,
+            check=self._checker(index, spec.name),
         )
         ring = queue.memory
         self.transport.enable_queue(queue.core, ring.desc, ring.driver, ring.device)
         return queue
+
+    def _checker(self, index: int, name: str) -> Callable[[], None]:
+        """What raises if the other end is gone, or has given up this virtqueue."""
+        given_up = False
+
+        def check() -> None:
+            nonlocal given_up
+            self.transport.check()
+            if isinstance(self.transport, TellsQueueErrors):
+                given_up = given_up or self.transport.queue_error(index)
+            if given_up:
+                raise RingFault(f"queue {name}: the device has given it up; its log says why", "")
+
+        return check
 
     def ring_size(self, index: int, wanted: int) -> int:
         """How many slots a virtqueue gets: no more than the device has for it, and with the split

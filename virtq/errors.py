@@ -26,6 +26,10 @@ class ConfigError(VirtqError):
     """A configuration space access out of range or to a field that is not writable."""
 
 
+class DeviceReset(VirtqError):
+    """The driver reset the device while something waited for it."""
+
+
 class TransportError(VirtqError):
     """The other end of a transport broke its protocol, or an endpoint cannot be opened."""
 
@@ -44,6 +48,7 @@ class UriError(VirtqError):
 
 __all__ = [
     "ConfigError",
+    "DeviceReset",
     "FeatureError",
     "GuestMemoryError",
     "PeerGone",

@@ -58,6 +58,8 @@ _NEEDS_OF: Mapping[int, Mapping[int, tuple[int, ...]]] = {
     blk.DEVICE_ID: dict(blk.PREREQUISITES.items()),
 }
 
+_OWN_BITS: dict[int, list[type[IntFlag]]] = {}
+
 # What a driver and a device in software, on any transport, can live up to.
 RING_FEATURES = F.INDIRECT_DESC | F.EVENT_IDX | F.RING_PACKED | F.IN_ORDER | F.RING_RESET
 
@@ -70,9 +72,32 @@ def bits(features: int) -> Iterator[int]:
         features ^= lowest
 
 
+def register(device_id: int, bits: type[IntFlag]) -> None:
+    """Make the names of a device type's own feature bits known, beside those known already; of two
+    bits of the same name the newer one counts. `virtq.Device.feature_bits` calls this.
+
+    Raises FeatureError for a name that is a device-independent feature's, and for a bit that a
+    device type does not own: theirs are 0 to 23 and 50 to 127 (2.2)."""
+    for flag in bits:
+        if flag.name in F.__members__:
+            raise FeatureError(f"{bits.__name__}.{flag.name}: that is a device-independent feature")
+        number = int(flag).bit_length() - 1
+        if not (number <= 23 or 50 <= number <= 127):
+            raise FeatureError(
+                f"{bits.__name__}.{flag.name}: bit {number} is not a device type's, which are 0 to "
+                "23 and 50 to 127 (2.2)"
+            )
+    own = _OWN_BITS.setdefault(device_id, [])
+    if bits in own:
+        own.remove(bits)
+    own.append(bits)
+
+
 def known(device_id: int | None = None) -> dict[str, int]:
     """Every name that has a bit, for one device type (None: only the device-independent ones)."""
     table = {flag.name: int(flag) for flag in _BITS_OF.get(device_id or 0, ()) if flag.name}
+    for own in _OWN_BITS.get(-1 if device_id is None else device_id, ()):
+        table |= {flag.name: int(flag) for flag in own if flag.name}
     return table | {flag.name: int(flag) for flag in F if flag.name}
 
 

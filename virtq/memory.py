@@ -8,6 +8,7 @@ they come back. Allocation is for setting things up; data paths allocate a slab 
 from __future__ import annotations
 
 import bisect
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ class Buffer:
 
 
 class Arena:
-    """Allocates from all regions of a `Memory`. Not for several threads at once."""
+    """Allocates from all regions of a `Memory`. Any thread may allocate and free."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -73,6 +74,7 @@ class Arena:
         self._free = sorted((r.guest_addr, r.guest_addr + r.size) for r in memory.regions)
         self._borders = {start for start, _ in self._free}
         self._held: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     @property
     def free_bytes(self) -> int:
@@ -89,23 +91,34 @@ class Arena:
         """
         if size < 1 or align < 1 or align & (align - 1):
             raise ValueError(f"cannot allocate {size} bytes at a multiple of {align}")
+        with self._lock:
+            addr = self._take(size, align)
+        if addr is not None:
+            buffer = Buffer(addr, size, self.memory.view(addr, size))
+            buffer.view[:] = bytes(size)
+            return buffer
+        largest = max((end - start for start, end in self._free), default=0)
+        raise ArenaFull(
+            f"no {size} bytes of guest memory: {self.free_bytes} are free, {largest} in one piece"
+        )
+
+    def _take(self, size: int, align: int) -> int | None:
         for index, (start, end) in enumerate(self._free):
             addr = -(-start // align) * align
             if addr + size <= end:
                 rest = [(start, addr), (addr + size, end)]
                 self._free[index : index + 1] = [(a, b) for a, b in rest if a < b]
                 self._held[addr] = size
-                buffer = Buffer(addr, size, self.memory.view(addr, size))
-                buffer.view[:] = bytes(size)
-                return buffer
-        largest = max((end - start for start, end in self._free), default=0)
-        raise ArenaFull(
-            f"no {size} bytes of guest memory: {self.free_bytes} are free, {largest} in one piece"
-        )
+                return addr
+        return None
 
     def free(self, buffer: Buffer) -> None:
         """Take a buffer back. Raises NotAllocated unless it is one that `alloc` gave and has not
         taken back since."""
+        with self._lock:
+            self._give_back(buffer)
+
+    def _give_back(self, buffer: Buffer) -> None:
         if self._held.get(buffer.addr) != buffer.size:
             raise NotAllocated(f"{buffer.size} bytes at {buffer.addr:#x} are not allocated")
         del self._held[buffer.addr]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtq import _core
 from virtq._core import Batch, DeviceQueue, Position, Request
-from virtq.errors import QueueFull, RingFault
+from virtq.calls import CHECK_INTERVAL_S, AsyncCalls, ThreadCalls
+from virtq.errors import DeviceReset, QueueFull, RingFault
 from virtq.features import F, RingKind
 from virtq.memory import Arena, Buffer
 
@@ -36,8 +37,6 @@ __all__ = [
 ]
 
 DESCRIPTOR_BYTES = 16
-CHECK_INTERVAL_S = 0.25
-"""How long a wait sleeps before it makes sure that the other end is still there."""
 
 
 class RingMemory:
@@ -132,6 +131,8 @@ class DriverQueue:
         self._added: dict[int, _Added] = {}
         self._next_token = 0
         self._reaped: deque[Used] = deque()
+        self._thread_calls = ThreadCalls(self)
+        self._async_calls: AsyncCalls | None = None
 
     # What it is
 
@@ -237,9 +238,10 @@ class DriverQueue:
 
         Raises PeerGone if the other end goes away meanwhile, RingFault if the queue is broken.
         """
-        return bool(self._reaped) or self._wait_for_core(timeout_s)
+        return bool(self._reaped) or self.wait_for_ring(timeout_s)
 
-    def _wait_for_core(self, timeout_s: float | None) -> bool:
+    def wait_for_ring(self, timeout_s: float | None) -> bool:
+        """`wait`, without regard to what was reaped before."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = CHECK_INTERVAL_S
@@ -247,9 +249,7 @@ class DriverQueue:
                 left = min(left, max(0.0, deadline - time.monotonic()))
             if self.core.wait(left):
                 return True
-            if self.core.broken is not None:
-                raise RingFault(f"queue {self.name} is broken: {self.core.broken}", "")
-            self._check()
+            self.check()
             if deadline is not None and time.monotonic() >= deadline:
                 return False
 
@@ -258,21 +258,37 @@ class DriverQueue:
     ) -> bytes:
         """Add one buffer, notify, wait until it is used; returns what the device wrote.
 
-        Other buffers that are used meanwhile wait for `reap`. Raises TimeoutError (the buffer is
-        then still the device's), and whatever `add` and `wait` raise."""
-        mine = object()
-        self.add(data, reply, mine)
-        self.kick()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            used = [self._used(*pair) for pair in self.core.reap()]
-            self._reaped.extend(u for u in used if u.cookie is not mine)
-            for answer in used:
-                if answer.cookie is mine:
-                    return answer.reply
-            left = None if deadline is None else deadline - time.monotonic()
-            if not self._wait_for_core(left):
-                raise TimeoutError(f"queue {self.name}: no answer within {timeout_s} s")
+        Several threads may call at the same time, if nothing else uses the queue meanwhile. Other
+        buffers that are used wait for `reap`. Raises TimeoutError (the buffer is then still the
+        device's), and whatever `add` and `wait` raise."""
+        return self._thread_calls.call(data, reply, timeout_s)
+
+    async def acall(self, data: ReadableBuffer = b"", reply: int = 0) -> bytes:
+        """`call` for asyncio: any number of tasks of one loop may call at the same time, and while
+        the ring is full they wait for room. Other buffers that are used wait for `reap`.
+
+        Cancelled, the buffer is still the device's, and its answer is dropped. Raises PeerGone if
+        the other end goes away meanwhile, RingFault if the queue is broken, and QueueFull or
+        ArenaFull for a buffer that does not even fit when no call is under way."""
+        if self._async_calls is None or not self._async_calls.belongs_here():
+            self._async_calls = AsyncCalls(self)
+        return await self._async_calls.call(data, reply)
+
+    # What calls are made of (virtq.calls)
+
+    def reap_ring(self) -> list[Used]:
+        """What the ring has, without what was kept before."""
+        return [self._used(*pair) for pair in self.core.reap()]
+
+    def keep(self, used: Used) -> None:
+        """Leave a used buffer for `reap`."""
+        self._reaped.append(used)
+
+    def check(self) -> None:
+        """Raises PeerGone if the other end is gone, RingFault if the queue is broken."""
+        if self.core.broken is not None:
+            raise RingFault(f"queue {self.name} is broken: {self.core.broken}", "")
+        self._check()
 
     # Ending
 
@@ -288,6 +304,8 @@ class DriverQueue:
 
     def release(self) -> None:
         """Give all memory back to the arena; only after a reset, and never to be used again."""
+        if self._async_calls is not None:
+            self._async_calls.close(DeviceReset(f"queue {self.name}: the device was reset"))
         self.take_back()
         self.memory.release()
 

@@ -10,26 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from inspect import isawaitable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from virtq._core import Batch, DeviceQueue, Position, Request
 from virtq.errors import RingFault, StaleBuffer, TranslationMiss, VirtqError
 
 log = logging.getLogger("virtq.device")
 
-BATCH_BUFFERS = 64
+BATCH_BUFFERS = 256
 """Buffers taken at once."""
 TURN_BUFFERS = 1024
 """Buffers served before the loop gets a turn for everything else."""
+LINGER_US = 50
+"""How long to look for more before asking for a kick: less than it takes to be woken by one."""
 POLL_INTERVAL_S = 0.001
 """Between two looks at a queue that came without a descriptor for kicks."""
 
 Written = int | Sequence[int] | None
 RequestHandler = Callable[[Request], int | Awaitable[int | None] | None]
 BatchHandler = Callable[[Batch], Written | Awaitable[Written]]
+FailHandler = Callable[[Request, Exception], int | None]
 
 
 class Runner(Protocol):
@@ -91,11 +94,11 @@ class Watch:
 class LoopRunner:
     """Serves a virtqueue from the asyncio loop of the thread that starts it, batch by batch.
 
-    What is done with a batch is the subclass's: `RequestRunner` calls a handler for each buffer,
-    `BatchRunner` one for all. A handler's result is the number of bytes written; it may be
-    awaitable, and other buffers are served meanwhile. A handler that raises leaves what it was
-    given completed with 0 bytes written; the first time for each place in the code is logged with
-    the traceback."""
+    What is done with buffers is the subclass's: `RequestRunner` calls a handler for each,
+    `BatchRunner` one for all that came together. A handler's result is the number of bytes
+    written; it may be awaitable, and other buffers are served meanwhile. When a handler raises,
+    `fail` ends each request that it has not completed, or the queue breaks; the first time for each
+    place in the code is logged with the traceback."""
 
     def __init__(
         self,
@@ -103,18 +106,30 @@ class LoopRunner:
         *,
         name: str,
         missed: Callable[[int, TranslationMiss], None] | None = None,
+        fail: FailHandler | None = None,
     ) -> None:
-        """`missed` is told of guest memory that has no mapping; `retry` continues afterwards."""
+        """`missed` is told of guest memory that has no mapping; `retry` continues afterwards.
+        `fail` ends a request whose handler raised, and returns the bytes written to it; without
+        it, and if it raises in turn, the queue breaks."""
         self._queue = queue
         self._name = name
         self._missed = missed
+        self._fail = fail
         self._watch: Watch | None = None
+        self._given_up = False
         self._tasks: set[asyncio.Future[Any]] = set()
         self._publish_soon: asyncio.Handle | None = None
         self._turn_soon: asyncio.Handle | None = None
         self._stopped = False
         self._handler_errors = 0
         self._places: set[tuple[str, int]] = set()
+
+    def _round(self) -> int:
+        """Take what is available, up to a batch, and serve it; returns how many buffers."""
+        batch = self._queue.take(BATCH_BUFFERS)
+        if taken := len(batch):
+            self._serve(batch)
+        return taken
 
     def _serve(self, batch: Batch) -> None:
         """Have the handler do its work; complete what is done already."""
@@ -169,14 +184,14 @@ class LoopRunner:
             self._turn_soon = None
         try:
             self._queue.disable_kicks()
-            for _ in range(0, TURN_BUFFERS, BATCH_BUFFERS):
-                batch = self._queue.take(BATCH_BUFFERS)
-                if len(batch):
-                    self._serve(batch)
+            served = 0
+            while served < TURN_BUFFERS:
+                if taken := self._round():
                     self._queue.notify()
-                elif not self._queue.enable_kicks():
-                    return
-                else:
+                    served += taken
+                elif not (served and self._queue.linger(LINGER_US)):
+                    if not self._queue.enable_kicks():
+                        return
                     self._queue.disable_kicks()
             self._schedule_turn()
         except TranslationMiss as miss:
@@ -184,35 +199,50 @@ class LoopRunner:
         except RingFault as fault:
             self._give_up(fault)
 
-    def _later(self, pending: Awaitable[Any], complete: Callable[[Any], None]) -> None:
-        """Complete when `pending` is done, with its result, or with 0 if it raises."""
-        task = asyncio.ensure_future(self._finish(pending, complete))
+    def _later(
+        self,
+        pending: Awaitable[Any],
+        complete: Callable[[Any], None],
+        requests: Iterable[Request],
+    ) -> None:
+        """Complete when `pending` is done, with its result; if it raises, fail the requests."""
+        task = asyncio.ensure_future(self._finish(pending, complete, requests))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _finish(self, pending: Awaitable[Any], complete: Callable[[Any], None]) -> None:
-        written = 0
+    async def _finish(
+        self,
+        pending: Awaitable[Any],
+        complete: Callable[[Any], None],
+        requests: Iterable[Request],
+    ) -> None:
         try:
-            written = await pending
-        except Exception as error:
-            self._failed(error)
+            written, error = await pending, None
+        except Exception as raised:
+            written, error = None, raised
         if self._stopped:
             return
         try:
-            self._complete(complete, written)
+            if error is not None:
+                self._failed(requests, error)
+            else:
+                self._complete(complete, written, requests)
         except RingFault as fault:
             self._give_up(fault)
         if self._publish_soon is None:
             self._publish_soon = self._loop.call_soon(self._publish)
 
-    def _complete(self, complete: Callable[[Any], None], written: Any) -> None:
+    def _complete(
+        self, complete: Callable[[Any], None], written: Any, requests: Iterable[Request]
+    ) -> None:
         """A result that makes no sense, such as more bytes than there is room for, is a failure of
-        the handler as well."""
+        the handler as well. A handler may have completed its request itself."""
         try:
             complete(written)
+        except StaleBuffer:
+            pass
         except (TypeError, ValueError, OverflowError) as error:
-            self._failed(error)
-            complete(0)
+            self._failed(requests, error)
 
     def _publish(self) -> None:
         self._publish_soon = None
@@ -225,8 +255,22 @@ class LoopRunner:
         except StaleBuffer:
             pass
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, requests: Iterable[Request], error: Exception) -> None:
+        """A handler raised: end what it has left undone as the device type says. Raises RingFault
+        if the type has no way to say it: the queue is broken then."""
         self._handler_errors += 1
+        self._log_once(error)
+        for request in requests:
+            if not request.outstanding:
+                continue
+            try:
+                if self._fail is None:
+                    raise error
+                request.complete(self._fail(request, error))
+            except Exception as final:
+                self._break(final)
+
+    def _log_once(self, error: Exception) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -234,11 +278,20 @@ class LoopRunner:
         if place not in self._places:
             self._places.add(place)
             log.error(
-                "queue %s: the handler failed; its request completes with 0 bytes written "
-                "(logged once for this place)",
+                "queue %s: the handler failed (logged once for this place)",
                 self._name,
                 exc_info=error,
             )
+
+    def _break(self, error: Exception) -> NoReturn:
+        """Break the queue because of what a handler raised; what was completed before still
+        leaves."""
+        with contextlib.suppress(TranslationMiss):
+            self._queue.notify()
+        text = " ".join(str(error).split())
+        reason = f"the handler failed: {type(error).__name__}{': ' if text else ''}{text}"
+        self._queue.give_up(reason)
+        raise RingFault(reason, "")
 
     def _wait_for_mapping(self, miss: TranslationMiss) -> None:
         if self._missed is not None:
@@ -247,8 +300,10 @@ class LoopRunner:
             log.warning("queue %s waits: %s", self._name, miss.args[0])
 
     def _give_up(self, fault: RingFault) -> None:
-        requirement = f" [{fault.args[1]}]" if len(fault.args) > 1 and fault.args[1] else ""
-        log.error("queue %s is broken: %s%s", self._name, fault.args[0], requirement)
+        if not self._given_up:
+            requirement = f" [{fault.args[1]}]" if len(fault.args) > 1 and fault.args[1] else ""
+            log.error("queue %s is broken: %s%s", self._name, fault.args[0], requirement)
+        self._given_up = True
         self._unwatch()
 
 
@@ -260,17 +315,18 @@ class RequestRunner(LoopRunner):
         super().__init__(queue, **options)
         self._handler = handler
 
-    def _serve(self, batch: Batch) -> None:
-        for request in batch:
-            written: int | Awaitable[int | None] | None = 0
-            try:
-                written = self._handler(request)
-            except Exception as error:
-                self._failed(error)
-            if isawaitable(written):
-                self._later(written, request.complete)
-            else:
-                self._complete(request.complete, written)
+    def _round(self) -> int:
+        # The loop over the buffers, and what a handler mostly returns, are the core's.
+        return self._queue.serve(self._handler, self._finish_one, self._fail_one, BATCH_BUFFERS)
+
+    def _finish_one(self, request: Request, written: Any) -> None:
+        if isawaitable(written):
+            self._later(written, request.complete, (request,))
+        else:
+            self._complete(request.complete, written, (request,))
+
+    def _fail_one(self, request: Request, error: Exception) -> None:
+        self._failed((request,), error)
 
 
 class BatchRunner(LoopRunner):
@@ -282,15 +338,15 @@ class BatchRunner(LoopRunner):
         self._handler = handler
 
     def _serve(self, batch: Batch) -> None:
-        written: Written | Awaitable[Written] = 0
         try:
             written = self._handler(batch)
         except Exception as error:
-            self._failed(error)
+            self._failed(batch, error)
+            return
         if isawaitable(written):
-            self._later(written, partial(_complete_batch, batch))
+            self._later(written, partial(_complete_batch, batch), batch)
         else:
-            self._complete(partial(_complete_batch, batch), written)
+            self._complete(partial(_complete_batch, batch), written, batch)
 
 
 def _complete_batch(batch: Batch, written: Written) -> None:

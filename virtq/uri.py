@@ -3,6 +3,7 @@
     vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
+    qtest:virtio-blk-pci,packed=on?disk=a.img a device of a QEMU that is started for it
 
 What comes after `?` are options, `name=value` with `&` between. Sizes are bytes, or have one of the
 units K, M, G, T (powers of 1024).
@@ -13,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shlex
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -214,8 +216,25 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
     )
 
 
+def _open_qtest(uri: Uri) -> DriverTransport:
+    from virtq.transports import qtest
+    from virtq.transports.qtest import machine
+
+    settings = {
+        "disk": uri.take("disk", str, None),
+        "disk_bytes": uri.take("size", parse_size, 64 << 20),
+        "arguments": uri.take("args", shlex.split, []),
+        "machine": uri.take("machine", str, None),
+        "ram_bytes": uri.take("memory", parse_size, machine.RAM_BYTES),
+        "qemu": uri.take("qemu", str, machine.QEMU),
+    }
+    uri.done()
+    return qtest.QtestTransport(uri.target, **settings)  # type: ignore[arg-type]
+
+
 TRANSPORTS: dict[str, Callable[[Uri], DriverTransport]] = {
     "loopback": _open_loopback,
+    "qtest": _open_qtest,
     "vhost-user": _open_vhost_user,
 }
 """What opens a driver's transport, by scheme."""
@@ -282,29 +301,102 @@ def connect(
         raise
 
 
+@contextlib.asynccontextmanager
+async def connect_async(
+    uri: str,
+    *,
+    want: int | str = 0,
+    offer: Change | str | None = None,
+    driver: type[Driver] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Any]:
+    """`connect` for asyncio, with `async with`: setting up and closing do not hold up the loop. The
+    driver's queues have `acall`."""
+    made = await asyncio.to_thread(
+        connect,  # type: ignore[arg-type]
+        uri,
+        want=want,
+        offer=offer,
+        driver=driver,
+        **settings,
+    )
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(made.close)
+
+
 def serve(device: DeviceSide, uri: str) -> None:
     """Serve a device at a URI, to one driver after another, until the process is told to stop
     (SIGTERM, SIGINT).
 
     Raises UriError, TransportError, and FeatureError if what the device is to offer makes no sense.
     """
+    serve_all((device, uri))
+
+
+def serve_all(*devices: tuple[DeviceSide, str]) -> None:
+    """`serve` several devices in one process, each at its URI: `serve_all((a, "vhost-user:/a"),
+    (b, "vhost-user:/b"))`. If one cannot be served any more, all end, and that is raised."""
+    places = [(device, _socket_path(uri), uri) for device, uri in devices]
+    asyncio.run(_serve_until_told(places))
+
+
+async def serve_async(
+    device: DeviceSide, uri: str, *, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve a device from a running asyncio loop, until the task is cancelled. `ready` is called
+    when drivers can connect. Raises what `serve` raises."""
+    from virtq.transports import vhost_user
+
+    path = _socket_path(uri)
+    with _one_line(uri):
+        await vhost_user.serve(device, path, ready=lambda _: ready())
+
+
+def _socket_path(uri: str) -> str:
     parts = Uri.parse(uri)
     if parts.scheme != "vhost-user":
         raise UriError(f"{uri!r}: a device can be served at vhost-user:PATH only")
     if not parts.target:
         raise UriError(f"{uri!r} names no socket")
     parts.done()
-    with _one_line(uri):
-        asyncio.run(_serve_vhost_user(device, parts.target))
+    return parts.target
 
 
-async def _serve_vhost_user(device: DeviceSide, path: str) -> None:
+async def _serve_until_told(places: Sequence[tuple[DeviceSide, str, str]]) -> None:
     from virtq.transports import vhost_user
 
-    def ready(backend: vhost_user.Backend) -> None:
-        # Signals are the main thread's; who serves in another one ends that in another way.
-        with contextlib.suppress(RuntimeError, ValueError):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, backend.close)
+    loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    backends: list[vhost_user.Backend] = []
+    told = False
 
-    await vhost_user.serve(device, path, ready=ready)
+    def close_all() -> None:
+        nonlocal told
+        told = True
+        for backend in backends:
+            backend.close()
+
+    def ready(backend: vhost_user.Backend) -> None:
+        backends.append(backend)
+        if told:
+            backend.close()
+
+    async def serve_one(device: DeviceSide, path: str, uri: str) -> None:
+        with _one_line(uri):
+            await vhost_user.serve(device, path, ready=ready)
+
+    # Signals are the main thread's; who serves in another one ends that in another way.
+    with contextlib.suppress(RuntimeError, ValueError):
+        for number in signals:
+            loop.add_signal_handler(number, close_all)
+    tasks = [asyncio.ensure_future(serve_one(*place)) for place in places]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(RuntimeError, ValueError):
+            for number in signals:
+                loop.remove_signal_handler(number)

@@ -48,6 +48,8 @@ pub enum Fault {
     BatchId { slot: u16, id: u32 },
     /// An in-order batch whose end lies beyond the used index.
     BatchBeyondIndex { slot: u16, id: u32, available: u16 },
+    /// No fault of the other side: the device gave the queue up, for a reason in words.
+    GivenUp { reason: String },
 }
 
 impl Fault {
@@ -71,6 +73,7 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::GivenUp { ref reason } => f.write_str(reason),
             Self::AvailableJump { index, used, size } => write!(
                 f,
                 "available index {index} is more than the queue size {size} ahead of the used index {used}"

@@ -74,6 +74,8 @@ pub trait Taken {
     fn undo(&mut self, token: Token) -> Result<u16, QueueError>;
     /// A buffer is done; it leaves when the order lets it.
     fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError>;
+    /// Whether a buffer is taken and neither done nor put back.
+    fn is_taken(&self, token: Token) -> bool;
     /// The next used entry to write; `merge` lets it cover more than one buffer.
     fn next_used(&mut self, merge: bool) -> Option<UsedEntry>;
     /// Buffers taken whose used entry was not handed out yet.
@@ -182,6 +184,11 @@ impl Taken for TakenQueue {
         let slots = entry.slots;
         self.tail = self.tail.wrapping_sub(1);
         Ok(slots)
+    }
+
+    fn is_taken(&self, token: Token) -> bool {
+        let entry = self.entries.get(token.index as usize);
+        entry.is_some_and(|entry| entry.serial == token.serial && entry.state == State::Taken)
     }
 
     #[inline]
@@ -323,6 +330,11 @@ impl Taken for TakenTable {
         self.taken -= 1;
         self.serial = self.serial.wrapping_sub(1);
         Ok(slots)
+    }
+
+    fn is_taken(&self, token: Token) -> bool {
+        let entry = self.entries.get(token.index as usize);
+        entry.is_some_and(|entry| entry.serial == token.serial && entry.state == State::Taken)
     }
 
     #[inline]

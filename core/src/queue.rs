@@ -425,6 +425,15 @@ impl DeviceQueue {
         })
     }
 
+    /// Whether the buffer at `index` is still to be completed.
+    pub fn is_taken(&self, batch: &Batch, index: usize) -> bool {
+        !self.stopped
+            && batch
+                .buffers
+                .get(index)
+                .is_some_and(|buffer| device_ring!(&self.ring, ring => ring.is_taken(buffer.token)))
+    }
+
     /// Look at up to `max` plain buffers that are available next: direct, in one region each, all
     /// device-readable or (`write`) all device-writable. Returns how many; none where something else
     /// comes next or buffers are outstanding, and then `take` tells. Nothing is taken before `retire`.

@@ -1,8 +1,7 @@
-"""An executable specification of both virtqueue layouts, and one door to it and to the core.
+"""One door to the executable specification (`virtq.model`) and to the core.
 
-`split` and `packed` are written for reading beside sections 2.7 and 2.8: each half keeps what the
-text says it keeps, everything else is in guest memory, byte for byte. So a half of the model can
-face a half of the core on the same memory, and every disagreement is a fault in one of them.
+A half of the model can face a half of the core on the same memory, and every disagreement is a
+fault in one of them.
 
 `Driver` and `Device` say what a half can do; `make_driver` and `make_device` build one of either
 implementation. The core's halves get eventfds, so that a notification counts only once it was sent.
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from .memory import (
+from virtq.model.memory import (
     EVENT_IDX,
     IN_ORDER,
     INDIRECT_DESC,
@@ -30,8 +29,8 @@ from .memory import (
     Position,
     Violation,
 )
-from .packed import PackedDevice, PackedDriver, PackedRing
-from .split import SplitDevice, SplitDriver, SplitRing
+from virtq.model.packed import PackedDevice, PackedDriver, PackedRing
+from virtq.model.split import SplitDevice, SplitDriver, SplitRing
 
 if TYPE_CHECKING:
     from virtq import _core

@@ -19,9 +19,10 @@ from tests.model import (
     Position,
     Violation,
 )
-from tests.model.memory import AVAIL, INDIRECT, NEXT, USED, WRITE, Piece, Taken, in_order_batches
-from tests.model.notify import DESC, DISABLE, ENABLE, PackedEvent, need_event
-from tests.model.packed import (
+from tests.property.strategies import SHAPES, Shape
+from virtq.model.memory import AVAIL, INDIRECT, NEXT, USED, WRITE, Piece, Taken, in_order_batches
+from virtq.model.notify import DESC, DISABLE, ENABLE, PackedEvent, need_event
+from virtq.model.packed import (
     Cursor,
     PackedDevice,
     PackedDriver,
@@ -29,10 +30,9 @@ from tests.model.packed import (
     is_available,
     is_used,
 )
-from tests.model.packed import Descriptor as PackedDescriptor
-from tests.model.split import Descriptor as SplitDescriptor
-from tests.model.split import SplitDevice, SplitDriver, SplitRing
-from tests.property.strategies import SHAPES, Shape
+from virtq.model.packed import Descriptor as PackedDescriptor
+from virtq.model.split import Descriptor as SplitDescriptor
+from virtq.model.split import SplitDevice, SplitDriver, SplitRing
 
 u16 = st.integers(0, 65535)
 u32 = st.integers(0, 2**32 - 1)

@@ -47,9 +47,6 @@ from tests.model import (
     make_driver,
     make_memory,
 )
-from tests.model.memory import Piece
-from tests.model.notify import DESC, DISABLE, ENABLE, NO_NOTIFICATION, need_event
-from tests.model.packed import Cursor
 from tests.property.strategies import (
     FILLS,
     MAX_PIECE_BYTES,
@@ -59,6 +56,9 @@ from tests.property.strategies import (
     Shape,
     configs,
 )
+from virtq.model.memory import Piece
+from virtq.model.notify import DESC, DISABLE, ENABLE, NO_NOTIFICATION, need_event
+from virtq.model.packed import Cursor
 
 CELL_BYTES = 2 * MAX_PIECES * MAX_PIECE_BYTES
 CELLS = 600

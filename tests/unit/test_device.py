@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from virtq import Batch, Device, DeviceQueue, Driver, Position, QueueSpec, Request, Used
-from virtq.errors import ConfigError, FeatureError, TranslationMiss
+from virtq.errors import ConfigError, FeatureError, RingFault, TranslationMiss
 from virtq.features import RING_FEATURES, Change, F, RingKind
 from virtq.transports.loopback import LoopbackTransport
 from virtq.wire.blk import BlkFeature
@@ -82,6 +82,9 @@ class InBatches(Shout):
             request.write(request.read().upper())
         return self.result(batch)
 
+    def fail(self, request: Request, error: Exception) -> int:
+        return 0
+
 
 def complete_all(batch: Batch) -> None:
     for length, request in enumerate(batch, 1):
@@ -132,6 +135,8 @@ def test_a_batch_handler_may_wait_too() -> None:
 class Clumsy(Shout):
     """Fails on what is not text, before or after the first wait."""
 
+    queues: Sequence[QueueSpec] = (QueueSpec("requests", 64), QueueSpec("others", 64))
+
     def handle(self, request: Request) -> int | Awaitable[int]:  # type: ignore[override]
         word = request.read()
         if word == b"later":
@@ -143,18 +148,61 @@ class Clumsy(Shout):
         raise RuntimeError("too late")
 
 
+class Careful(Clumsy):
+    """Its requests have a status, which is their first byte."""
+
+    def fail(self, request: Request, error: Exception) -> int:
+        return request.write(b"!")
+
+
 def test_a_handler_that_fails_costs_its_request_only(caplog: pytest.LogCaptureFixture) -> None:
-    device = Clumsy()
+    device = Careful()
     with caplog.at_level(logging.ERROR), drive(device) as driver:
         queue = driver.queues[0]
         for _ in range(3):
-            assert queue.call(b"\xff", reply=4, timeout_s=5) == b""
-            assert queue.call(b"later", reply=4, timeout_s=5) == b""
+            assert queue.call(b"\xff", reply=4, timeout_s=5) == b"!"
+            assert queue.call(b"later", reply=4, timeout_s=5) == b"!"
             assert queue.call(b"good", reply=4, timeout_s=5) == b"GOOD"
     messages = [r for r in caplog.records if "handler failed" in r.message]
     assert len(messages) == 2  # once for each place
     assert all(r.exc_info for r in messages)
     assert device.stats()["requests"]["handler_errors"] == 6
+
+
+@pytest.mark.parametrize("kind", RingKind, ids=str)
+@pytest.mark.parametrize("word", [b"\xff", b"later"])
+def test_a_failure_without_a_status_breaks_its_queue_alone(
+    word: bytes, kind: RingKind, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR), drive(Clumsy(), kind) as driver:
+        queue = driver.queues[0]
+        queue.add_batch([b"good", word], reply=4)
+        queue.kick()
+        assert queue.wait(5)
+        assert [used.reply for used in queue.reap()] == [b"GOOD"]
+        with pytest.raises(RingFault, match="queue0: the device has given it up"):
+            queue.wait(5)
+        assert driver.queues[1].call(b"x", reply=1, timeout_s=5) == b"X"
+        name = "UnicodeDecodeError" if word == b"\xff" else "RuntimeError: too late"
+        broken = [r.message for r in caplog.records if "is broken" in r.message]
+        assert len(broken) == 1
+        assert broken[0].startswith(f"queue requests is broken: the handler failed: {name}")
+        driver.reset()
+        assert driver.queues[0].call(b"x", reply=1, timeout_s=5) == b"X"
+
+
+def test_a_failure_to_fail_breaks_the_queue(caplog: pytest.LogCaptureFixture) -> None:
+    class Worse(Careful):
+        def fail(self, request: Request, error: Exception) -> int:
+            raise KeyError("status")
+
+    with (
+        caplog.at_level(logging.ERROR),
+        drive(Worse()) as driver,
+        pytest.raises(RingFault, match="given it up"),
+    ):
+        driver.queues[0].call(b"later", reply=4, timeout_s=5)
+    assert "queue requests is broken: the handler failed: KeyError: 'status'" in caplog.text
 
 
 @pytest.mark.parametrize("result", [1000, -1, "text", 1 << 70])
@@ -172,23 +220,29 @@ def test_a_result_that_makes_no_sense_is_a_failure(
         def handle(self, request: Request) -> int | Awaitable[int]:
             return wait() if later else result
 
+        def fail(self, request: Request, error: Exception) -> int:
+            return request.write(b"!")
+
     class WrongBatches(Wrong):
         def handle_batch(self, batch: Batch) -> int | Awaitable[int]:
             return wait() if later else result
 
     with caplog.at_level(logging.ERROR), drive((WrongBatches if batches else Wrong)()) as driver:
         for _ in range(2):
-            assert driver.queues[0].call(b"x", reply=4, timeout_s=5) == b""
+            assert driver.queues[0].call(b"x", reply=4, timeout_s=5) == b"!"
     assert caplog.text.count("handler failed") == 1
 
 
-def test_a_device_without_a_handler_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    class Mute(Device):
-        queues = (QueueSpec("q"),)
+def test_a_handler_may_complete_its_request_itself() -> None:
+    class Early(Shout):
+        def handle(self, request: Request) -> None:  # type: ignore[override]
+            request.write(b"done")
+            request.complete()
+            assert not request.outstanding
 
-    with caplog.at_level(logging.ERROR), drive(Mute()) as driver:
-        assert driver.queues[0].call(b"x", reply=1, timeout_s=5) == b""
-    assert "Mute has neither handle nor handle_batch" in caplog.text
+    with drive(Early()) as driver:
+        for _ in range(2):
+            assert driver.queues[0].call(b"x", reply=4, timeout_s=5) == b"done"
 
 
 def test_a_broken_ring_stops_that_queue_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -200,7 +254,8 @@ def test_a_broken_ring_stops_that_queue_alone(caplog: pytest.LogCaptureFixture) 
         driver.arena.memory.write(bad.memory.driver + 2, (500).to_bytes(2, "little"))
         assert bad.core.kick_fd is not None
         os.eventfd_write(bad.core.kick_fd, 1)
-        assert not bad.wait(0.3)
+        with pytest.raises(RingFault, match="given it up"):
+            bad.wait(5)
         assert driver.queues[0].call(b"x", reply=1, timeout_s=5) == b"X"
         assert "queue bad is broken" in caplog.text
         driver.reset()
@@ -378,11 +433,14 @@ class Stub:
         self.takes = list(takes)
         self.taken = 0
 
-    def take(self, max: int) -> list[Request]:
+    def serve(self, handler: object, finish: object, failed: object, max: int) -> int:
         self.taken += 1
         if self.takes and (error := self.takes.pop(0)):
             raise error
-        return []
+        return 0
+
+    def linger(self, microseconds: int) -> bool:
+        return False
 
     def enable_kicks(self) -> bool:
         return False

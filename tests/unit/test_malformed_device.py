@@ -44,13 +44,13 @@ from dataclasses import dataclass
 import pytest
 
 from tests.model import EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, Place
-from tests.model.memory import AVAIL, INDIRECT, NEXT, USED, WRITE
-from tests.model.notify import DESC, PackedEvent
-from tests.model.packed import Cursor, PackedRing
-from tests.model.packed import Descriptor as PackedDescriptor
-from tests.model.split import Descriptor as SplitDescriptor
-from tests.model.split import SplitRing
 from virtq import _core
+from virtq.model.memory import AVAIL, INDIRECT, NEXT, USED, WRITE
+from virtq.model.notify import DESC, PackedEvent
+from virtq.model.packed import Cursor, PackedRing
+from virtq.model.packed import Descriptor as PackedDescriptor
+from virtq.model.split import Descriptor as SplitDescriptor
+from virtq.model.split import SplitRing
 
 pytestmark = pytest.mark.timeout(60)
 

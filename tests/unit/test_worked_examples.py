@@ -30,8 +30,8 @@ from tests.model import (
     make_driver,
     make_memory,
 )
-from tests.model.memory import AVAIL, NEXT, USED, WRITE
-from tests.model.notify import need_event
+from virtq.model.memory import AVAIL, NEXT, USED, WRITE
+from virtq.model.notify import need_event
 
 SIZE = 8
 BUFFERS_AT = 0x4000

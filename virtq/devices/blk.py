@@ -196,6 +196,13 @@ class BlkDevice(Device):
         except OSError as error:
             status = Status.IOERR
             self._log_once(error)
+        return self._end(request, status)
+
+    def fail(self, request: Request, error: Exception) -> int:
+        """IOERR for what a disk or a subclass of one's own raised beside OSError."""
+        return self._end(request, Status.IOERR) if request.writable else 0
+
+    def _end(self, request: Request, status: Status) -> int:
         data_written, status_at = request.written, request.writable - 1
         request.write_at(status_at, bytes([status]))
         return request.writable if data_written == status_at else data_written

@@ -252,7 +252,8 @@ class NetDevice(Device):
     def runner(self, queue: DeviceQueue) -> Runner:
         name = self.queue_name(queue.index)
         if queue.index == self.control_index or queue.index >= 2 * self.pairs:
-            return RequestRunner(queue, self.handle, name=name, missed=self._resolve_miss)
+            missed = self._resolve_miss
+            return RequestRunner(queue, self.handle, name=name, missed=missed, fail=self.fail)
         if isinstance(self._link, NativeLink):
             return self._native_runner(queue, self._link.native, name)
         kind = TransmitRunner if queue.index % 2 else ReceiveRunner
@@ -318,6 +319,13 @@ class NetDevice(Device):
             if serve is not None and self.driver_features & feature:
                 ack = serve(self, data[1], data[2:])
         return request.write(bytes([ack]))
+
+    def fail(self, request: Request, error: Exception) -> int:
+        """ERR for a command that could not be carried out."""
+        if request.writable == 0:
+            return 0
+        request.write_at(0, bytes([Ack.ERR]))
+        return 1
 
     def _set_rx_mode(self, command: int, data: bytes) -> Ack:
         if len(data) != 1 or data[0] > 1:

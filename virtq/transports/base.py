@@ -80,6 +80,16 @@ class TranslatedDevice(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsQueueErrors(Protocol):
+    """What a driver's transport has besides `DriverTransport` if the device can tell that it has
+    given up a virtqueue."""
+
+    def queue_error(self, index: int) -> bool:
+        """Whether the device has told so of this virtqueue since the last call."""
+        ...
+
+
 class DriverTransport(Protocol):
     """What a driver asks of a transport: one device, seen from the driver's side."""
 

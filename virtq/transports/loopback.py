@@ -185,6 +185,11 @@ class LoopbackTransport:
         self._queues.pop(index, None)
         return self._ask(lambda: self.device.stop_queue(index))
 
+    def queue_error(self, index: int) -> bool:
+        """Whether the device has given up this virtqueue."""
+        queue = self._queues.get(index)
+        return queue is not None and queue.broken is not None
+
     # The end
 
     def check(self) -> None:

@@ -184,6 +184,8 @@ pub trait DeviceHalf {
     fn put_back(&mut self, token: Token) -> Result<(), QueueError>;
     /// A buffer is done, `written` bytes of it written; `flush` publishes it.
     fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError>;
+    /// Whether a buffer is taken and neither done nor put back.
+    fn is_taken(&self, token: Token) -> bool;
     /// Publish what may leave; returns (buffers, used entries written).
     fn flush(&mut self) -> Result<(usize, usize), QueueError>;
     /// Look at up to `max` plain buffers that are available next, all device-writable or all

@@ -201,6 +201,10 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         self.taken.complete(token, written)
     }
 
+    fn is_taken(&self, token: Token) -> bool {
+        self.taken.is_taken(token)
+    }
+
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
         let Some(first) = self.taken.next_used(self.merge) else {

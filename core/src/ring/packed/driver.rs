@@ -168,8 +168,10 @@ impl<O: Order> PackedDriver<O> {
         let Some((left, writable)) = self.added.covered(id.into(), self.published_total) else {
             return Err(Fault::UsedIdUnknown { slot, id: id.into() }.into());
         };
-        // The length has a meaning only with WRITE (2.8.4).
-        let written = if used.high & flags::WRITE != 0 { used.len } else { 0 };
+        // The length has a meaning only with WRITE (2.8.4), which QEMU's devices never set, though
+        // their length is right: without the flag a length is believed if the buffer has the room.
+        let claimed = used.high & flags::WRITE != 0 || used.len <= writable;
+        let written = if claimed { used.len } else { 0 };
         if written > writable {
             return Err(Fault::UsedLength { id, length: written, writable }.into());
         }

@@ -220,6 +220,10 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         self.taken.complete(token, written)
     }
 
+    fn is_taken(&self, token: Token) -> bool {
+        self.taken.is_taken(token)
+    }
+
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
         let first = self.next_used;

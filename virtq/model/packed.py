@@ -220,8 +220,11 @@ class PackedDriver(DriverHalf):
         descriptor = self.ring.desc(self.next_used.slot)
         if not is_used(descriptor, self.next_used):
             return None
-        # Without WRITE nothing was written, and the length is reserved (2.8.4).
-        return descriptor.id, descriptor.len if descriptor.flags & WRITE else 0
+        # Without WRITE the length is reserved (2.8.4). QEMU's devices never set the flag, though
+        # their length is right: it is believed if the buffer has the room.
+        rooms = [buffer.writable for buffer in self.added if buffer.id == descriptor.id]
+        claimed = descriptor.flags & WRITE or descriptor.len <= sum(rooms)
+        return descriptor.id, descriptor.len if claimed else 0
 
     def _skip(self, batch: list[Added]) -> None:
         """Past all slots of the list or batch, of which only the first was written (2.8.2)."""
