@@ -19,6 +19,7 @@ pub struct Burst {
     ids: [u16; BURST_MAX],
     written: [u32; BURST_MAX],
     len: usize,
+    blocked: bool,
     /// Where in the ring it begins: slot or index, and wrap counter.
     start: (u16, bool),
     /// Keeps the segments mapped.
@@ -38,6 +39,7 @@ impl Default for Burst {
             ids: [0; BURST_MAX],
             written: [0; BURST_MAX],
             len: 0,
+            blocked: false,
             start: (0, false),
             memory: None,
         }
@@ -62,6 +64,13 @@ impl Burst {
         self.len == 0
     }
 
+    /// Whether it ends where something else is available than a plain buffer, which `take` deals with,
+    /// or is empty because buffers are outstanding.
+    #[inline]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// The buffers, mapped while the burst is as it is.
     #[inline]
     pub fn segments(&self) -> &[Segment] {
@@ -79,6 +88,7 @@ impl Burst {
     #[inline]
     pub(super) fn restart(&mut self, memory: &Arc<Memory>, start: (u16, bool)) {
         self.len = 0;
+        self.blocked = true;
         self.start = start;
         match &self.memory {
             Some(held) if Arc::ptr_eq(held, memory) => {}
@@ -99,9 +109,10 @@ impl Burst {
     }
 
     #[inline]
-    pub(super) fn set_len(&mut self, len: usize) {
+    pub(super) fn set_len(&mut self, len: usize, blocked: bool) {
         assert!(len <= BURST_MAX);
         self.len = len;
+        self.blocked = blocked;
         // Device-readable ones stay at 0, device-writable ones are written before they are used.
         self.written[..len].fill(0);
     }

@@ -112,7 +112,7 @@ impl Receiver {
             }
             return Ok(true);
         }
-        self.round_of_any(event)
+        if self.burst.is_blocked() { self.round_of_any(event) } else { Ok(false) }
     }
 
     /// Buffers of any form.
@@ -182,7 +182,7 @@ impl Sender {
             }
             return Ok(true);
         }
-        self.round_of_any(event)
+        if self.burst.is_blocked() { self.round_of_any(event) } else { Ok(false) }
     }
 
     /// Buffers of any form.

@@ -185,9 +185,8 @@ impl Transmit {
         }
         let mut at = self.slab.next;
         for number in self.slab.number..self.slab.number + setup.batch as u64 {
-            let frame = self.maker.frame(number);
             // SAFETY: a whole buffer of the slab, which the device does not have.
-            unsafe { copy_to_shared(self.slab.hosts[at].add(setup.header_bytes), frame) };
+            unsafe { self.maker.write(self.slab.hosts[at].add(setup.header_bytes), number) };
             at = if at + 1 == self.slab.hosts.len() { 0 } else { at + 1 };
         }
         self.slab.add(queue, setup.batch, false)?;

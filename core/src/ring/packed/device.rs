@@ -238,14 +238,16 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         let mut window = self.common.window;
         let mut at = self.next_avail;
         self.taken.begin_burst();
-        let mut len = 0;
+        let (mut len, mut blocked) = (0, false);
         while len < most {
             // Availability, direction and plainness in one comparison.
             let wanted = at.available_flags() | write_flag;
             let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
             if (word >> 48) as u16 & PLAIN != wanted {
+                blocked = at.is_available((word >> 48) as u16);
                 break;
             }
+            blocked = true;
             let addr = self.areas.ring.load64(at.offset(), Ordering::Relaxed);
             let read = Descriptor::from_words(addr, word);
             if read.len == 0 || !self.taken.admits_to_burst(read.low) {
@@ -255,9 +257,10 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
             burst.put(len, read.low, Segment { ptr, addr, len: read.len });
             at = at.advanced(1, self.common.size);
             len += 1;
+            blocked = false;
         }
         self.common.window = window;
-        burst.set_len(len);
+        burst.set_len(len, blocked);
         if len == 0 {
             self.common.check_mapping()?;
         }

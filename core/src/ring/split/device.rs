@@ -283,7 +283,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             len += 1;
         }
         self.common.window = window;
-        burst.set_len(len);
+        burst.set_len(len, len < count);
         if len == 0 {
             self.common.check_mapping()?;
         }
