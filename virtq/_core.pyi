@@ -6,7 +6,7 @@ Sections are those of VIRTIO 1.4.
 
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from numpy import uint8
 from numpy.typing import NDArray
@@ -356,11 +356,17 @@ class BlkDisk:
 
     @staticmethod
     def file(
-        path: str | PathLike[str], *, read_only: bool = False, direct: bool = False
+        path: str | PathLike[str],
+        *,
+        read_only: bool = False,
+        direct: bool = False,
+        io_uring: bool = True,
     ) -> BlkDisk:
         """A raw image or a block device; `direct` goes past the page cache (O_DIRECT), by way of an
-        aligned buffer where a request is not aligned. Raises OSError, or ValueError if it is
-        neither, smaller than a sector, or (direct) no multiple of the block size."""
+        aligned buffer where a request is not aligned. `io_uring`: use it where it is to be had, for
+        transfers that wait for the storage; else each is a system call of its own. Raises OSError,
+        or ValueError if it is neither, smaller than a sector, or (direct) no multiple of the block
+        size."""
     @staticmethod
     def memory(size: int) -> BlkDisk:
         """`size` bytes of zeroes that vanish with the disk. Raises ValueError below a sector."""
@@ -445,7 +451,64 @@ class BlkPump:
     @property
     def stats(self) -> dict[str, int]:
         """batches; reads, writes, flushes, discards, write_zeroes, get_ids (whatever became of
-        them); errors (IOERR), unsupported (UNSUPP); bytes_read, bytes_written (what ended well)."""
+        them); errors (IOERR), unsupported (UNSUPP); queued (transfers that went through io_uring),
+        submissions (calls that told it of them); bytes_read, bytes_written (what ended well)."""
+
+@final
+class BlkLoad:
+    """A block device (5.2) under load: keeps requests in flight on some virtqueues, each looked at
+    when it comes back, without the interpreter. `BlkDriver.load` makes one."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        address: int,
+        queues: list[DriverQueue],
+        *,
+        capacity_sectors: int,
+        block_bytes: int = 4096,
+        depth: int = 32,
+        batch: int = 8,
+        write_percent: int = 0,
+        random: bool = True,
+        wait: Literal["poll", "event"] = "poll",
+        seed: int = 0,
+        verify: Literal["pattern", "zeroes"] | None = None,
+        verify_every: int = 16,
+    ) -> None:
+        """`address`: guest address of `memory_bytes` that nobody else uses, in one region.
+        `capacity_sectors`: sectors of 512 bytes to work on, from the first one. `block_bytes`: data
+        in each request. `depth`: requests in flight on each queue. `batch`: requests made available
+        at once, at most. `write_percent`: of 100 requests, how many write. `random`: blocks in
+        random order, which follows from `seed`. `wait`: look for answers again and again, or sleep
+        until notified.
+
+        What is written follows from the number of the sector and `seed`, so that blocks can be
+        read, and written again, in any order. `verify`: whether reads should find that pattern (see
+        `fill`) or zeroes; every `verify_every`-th read is checked, whole.
+
+        Raises ValueError for options that make no sense, a queue that has buffers outstanding or
+        too few slots, or none to be notified by; MemoryError_ if the memory is not there."""
+    @staticmethod
+    def memory_bytes(*, block_bytes: int = 4096, depth: int = 32, queues: int = 1) -> int:
+        """Guest memory that such a load needs."""
+    def run(self, seconds: float) -> dict[str, Any]:
+        """Begin requests for so long (up to 3600), wait for the last answer, and return what was
+        seen: requests (reads + writes), bytes (of data, of requests that ended well), errors (with
+        another status than OK), verified, mismatches; batches (publications), kicks (available
+        buffer notifications sent), calls (used buffer notifications that came), used_entries;
+        seconds (to the last answer), cpu_seconds (of this thread); the latency from publication to
+        reaping in nanoseconds, to 1 %, as p50_ns, p99_ns, p999_ns, min_ns, max_ns, mean_ns;
+        first_failure (what first went wrong, in words, or None).
+
+        Raises RingFault, TimeoutError if nothing comes back for 10 seconds, ValueError while it
+        runs in another thread, and what a signal handler raises; requests may then be outstanding,
+        and the next run waits for them, too."""
+    def fill(self) -> dict[str, Any]:
+        """Write the pattern to each block once, in order; returns and raises as `run`."""
+    @property
+    def outstanding(self) -> int:
+        """Requests in flight."""
 
 @final
 class NetHub:

@@ -68,9 +68,16 @@ impl BlkDisk {
 #[pymethods]
 impl BlkDisk {
     #[staticmethod]
-    #[pyo3(signature = (path, *, read_only=false, direct=false))]
-    fn file(py: Python<'_>, path: PathBuf, read_only: bool, direct: bool) -> PyResult<Self> {
-        let disk = py.detach(|| Disk::file(&path, Options { read_only, direct }));
+    #[pyo3(signature = (path, *, read_only=false, direct=false, io_uring=true))]
+    fn file(
+        py: Python<'_>,
+        path: PathBuf,
+        read_only: bool,
+        direct: bool,
+        io_uring: bool,
+    ) -> PyResult<Self> {
+        let options = Options { read_only, direct, no_io_uring: !io_uring };
+        let disk = py.detach(|| Disk::file(&path, options));
         made(py, disk, Some(path))
     }
 
@@ -238,7 +245,7 @@ impl BlkPump {
         wait: &str,
         enabled: bool,
     ) -> PyResult<Self> {
-        let path = BlkPath::new(Arc::clone(&disk.disk));
+        let path = BlkPath::new(Arc::clone(&disk.disk)).polling(wait == "poll");
         let stats = path.stats();
         Ok(Self { handle: PumpHandle::start(queue, "virtq-blk", path, wait, enabled)?, stats })
     }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod blk;
+mod blk_load;
 mod errors;
 mod load;
 mod memory;
@@ -18,6 +19,7 @@ use pyo3::types::IntoPyDict;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     batch::register(module)?;
     blk::register(module)?;
+    blk_load::register(module)?;
     errors::register(module)?;
     load::register(module)?;
     memory::register(module)?;

@@ -296,7 +296,7 @@ impl PyDeviceQueue {
 
 #[pyclass(name = "DriverQueue", module = "virtq._core", frozen)]
 pub struct PyDriverQueue {
-    queue: Mutex<DriverQueue>,
+    pub queue: Mutex<DriverQueue>,
 }
 
 impl PyDriverQueue {

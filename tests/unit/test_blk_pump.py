@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import random
+import resource
 import select
 import struct
 import subprocess
@@ -228,6 +229,8 @@ def test_every_request(
         "get_ids": 1,
         "errors": 0,
         "unsupported": 1,
+        "queued": 0,
+        "submissions": 0,
         "bytes_read": 2 * len(data),
         "bytes_written": len(data),
     }
@@ -571,11 +574,13 @@ def test_a_missing_translation_is_resolved(rig: Callable[..., Rig]) -> None:
     assert one.reap(1)[cookie].status == Status.OK
 
 
+@pytest.mark.parametrize("in_memory", [False, True], ids=["file", "memory"])
 @pytest.mark.parametrize("request_kind", [Type.IN, Type.OUT])
 def test_row_24_memory_truncated_under_a_request(
-    rig: Callable[..., Rig], request_kind: Type
+    rig: Callable[..., Rig], tmp_path: Path, request_kind: Type, in_memory: bool
 ) -> None:
-    one = rig(BlkDisk.memory(1 << 20), enabled=False)
+    disk = BlkDisk.memory(1 << 20) if in_memory else BlkDisk.file(image(tmp_path / "disk"))
+    one = rig(disk, enabled=False)
     fd = os.memfd_create("more")
     os.ftruncate(fd, 1 << 20)
     far = 1 << 32
@@ -588,7 +593,8 @@ def test_row_24_memory_truncated_under_a_request(
     os.ftruncate(fd, 8192)
     one.driver.kick()
     one.pump.enable(True)
-    if reading:  # the zeroes of a failed read go to the missing page
+    # A copy, and the zeroes of a failed read, come upon the missing page; a system call says so.
+    if in_memory or reading:
         trouble = one.trouble()
         assert isinstance(trouble, RingFault)
         assert "truncated" in str(trouble)
@@ -960,3 +966,172 @@ def test_stopping_from_many_threads(rig: Callable[..., Rig]) -> None:
         stopper.join(PATIENCE_S)
     assert len(set(positions)) == 1
     assert len(positions) == 8
+
+
+# What waits for the storage
+
+
+def wakeups() -> int:
+    """How often the pumps of this process went to sleep."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        if (task / "comm").read_text().strip() == "virtq-blk":
+            fields = (task / "status").read_text().split("voluntary_ctxt_switches:")
+            total += int(fields[1].split()[0])
+    return total
+
+
+def on_storage(path: Path) -> Path:
+    """The file, if it lies where there is a page cache and direct transfers are possible."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip(f"{path} is on a file system without direct transfers")
+    return path
+
+
+def add_aligned(one: Rig, kind: int, sector: int, data: bytes = b"", room: int = 0) -> int:
+    """A request whose data begins at a multiple of 4096."""
+    readable = one.place(Header(kind, sector).pack())
+    one.arena = -(-one.arena // 4096) * 4096
+    readable += one.place(data)
+    one.arena = -(-one.arena // 4096) * 4096
+    return one.add_raw(readable, one.place(bytes([UNTOUCHED]) * (room + 1), [room]))
+
+
+@pytest.mark.parametrize("wait", ["event", "poll"])
+@every_kind
+def test_direct_requests_are_one_submission(
+    rig: Callable[..., Rig], tmp_path: Path, kind: int, wait: str
+) -> None:
+    path = on_storage(image(tmp_path / "disk"))
+    content = bytearray(path.read_bytes())
+    one = rig(BlkDisk.file(path, direct=True), kind, wait=wait, enabled=False)
+    reads = {add_aligned(one, Type.IN, at * 8, room=4096): at for at in range(10)}
+    for at in range(10, 20):
+        data = random.Random(at).randbytes(4096)
+        add_aligned(one, Type.OUT, at * 8, data)
+        content[at * 4096 : (at + 1) * 4096] = data
+    one.driver.kick()
+    one.pump.enable(True)
+    answers = one.reap(20)
+    assert {answer.status for answer in answers.values()} == {Status.OK}
+    for cookie, at in reads.items():
+        assert answers[cookie].data == content[at * 4096 : (at + 1) * 4096]
+    stats = one.pump.stats
+    assert (stats["queued"], stats["submissions"], stats["batches"]) == (20, 1, 1)
+    assert (stats["bytes_read"], stats["bytes_written"]) == (40960, 40960)
+    assert path.read_bytes() == content
+
+
+def test_what_is_not_in_the_cache_is_queued(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    path = on_storage(image(tmp_path / "disk", 8 << 20))
+    content = path.read_bytes()
+    with path.open("rb") as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    one = rig(BlkDisk.file(path), PACKED | IN_ORDER, enabled=False)
+    places = random.Random(3).sample(range(2048), 16)
+    cookies = {one.add(Type.IN, at * 8, room=4096): at for at in places}
+    one.driver.kick()
+    one.pump.enable(True)
+    for cookie, answer in one.reap(16).items():
+        at = cookies[cookie] * 4096
+        assert answer == Answer(4097, content[at : at + 4096] + b"\0")
+    cold = one.pump.stats
+    assert cold["queued"] > 0
+    assert cold["submissions"] <= cold["queued"]
+    for at in places:
+        assert one.do(Type.IN, at * 8, room=4096).status == Status.OK
+    assert one.pump.stats["queued"] == cold["queued"]
+
+
+def test_writes_through_the_cache_are_not_queued(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    path = image(tmp_path / "disk")
+    one = rig(BlkDisk.file(path))
+    data = random.Random(5).randbytes(100 * SECTOR)
+    assert one.do(Type.OUT, 7, data).status == Status.OK
+    assert one.do(Type.IN, 7, room=len(data)).data == data
+    assert one.pump.stats["queued"] == 0
+
+
+@pytest.mark.parametrize("how", ["refused", "unwanted"])
+def test_without_io_uring(rig: Callable[..., Rig], tmp_path: Path, how: str) -> None:
+    path = on_storage(image(tmp_path / "disk"))
+    content = path.read_bytes()
+    one = rig(BlkDisk.file(path, direct=True, io_uring=how == "refused"), IN_ORDER)
+    cookies = [add_aligned(one, Type.IN, at * 8, room=4096) for at in range(8)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        if how == "refused":  # the ring would be one descriptor too many
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+        one.driver.kick()
+        deadline = time.monotonic() + PATIENCE_S
+        while not one.driver.has_used and time.monotonic() < deadline:
+            time.sleep(0.001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    answers = one.reap(8)
+    for at, cookie in enumerate(cookies):
+        assert answers[cookie] == Answer(4097, content[at * 4096 : (at + 1) * 4096] + b"\0")
+    assert one.pump.stats["queued"] == 0
+    assert one.pump.stats["submissions"] == 0
+
+
+def test_a_file_truncated_under_direct_requests(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    path = on_storage(image(tmp_path / "disk"))
+    content = path.read_bytes()
+    one = rig(BlkDisk.file(path, direct=True), PACKED, enabled=False)
+    os.truncate(path, 3 * 4096)
+    cookies = [add_aligned(one, Type.IN, at * 8, room=4096) for at in range(6)]
+    one.driver.kick()
+    one.pump.enable(True)
+    answers = one.reap(6)
+    statuses = [answers[cookie].status for cookie in cookies]
+    assert statuses == [Status.OK] * 3 + [Status.IOERR] * 3
+    assert answers[cookies[2]].data == content[2 * 4096 : 3 * 4096]
+    assert answers[cookies[5]] == Answer(4097, bytes(4096) + b"\1")
+    failure = one.disk.failure()
+    assert failure is not None
+    assert failure.errno == errno.EIO
+    stats = one.pump.stats
+    assert (stats["errors"], stats["bytes_read"]) == (3, 3 * 4096)
+    # The device is none the worse for it.
+    assert one.do(Type.IN, 0, room=SECTOR).data == content[:SECTOR]
+
+
+def test_stopped_with_direct_requests_under_way(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    path = on_storage(image(tmp_path / "disk", 4 << 20))
+    content = path.read_bytes()
+    one = rig(BlkDisk.file(path, direct=True))
+    for turn in range(20):
+        places = random.Random(turn).sample(range(1024), 16)
+        cookies = {add_aligned(one, Type.IN, at * 8, room=4096): at for at in places}
+        one.driver.kick()
+        # What was taken is finished, and answered; what was not is the next pump's.
+        position = one.pump.stop()
+        assert one.queue.outstanding == 0
+        one.pump = one.start(position)
+        for cookie, answer in one.reap(16).items():
+            at = cookies[cookie] * 4096
+            assert answer == Answer(4097, content[at : at + 4096] + b"\0")
+
+
+@pytest.mark.parametrize("kind_of_disk", ["memory", "cached", "direct"])
+def test_an_idle_pump_does_not_wake_up(
+    rig: Callable[..., Rig], tmp_path: Path, kind_of_disk: str
+) -> None:
+    path = image(tmp_path / "disk")
+    if kind_of_disk == "memory":
+        disk = BlkDisk.memory(1 << 20)
+    else:
+        direct = kind_of_disk == "direct"
+        disk = BlkDisk.file(on_storage(path) if direct else path, direct=direct)
+    one = rig(disk, EVENT_IDX)
+    assert one.answer(add_aligned(one, Type.IN, 8, room=4096)).status == Status.OK
+    settled = wakeups()
+    deadline = time.monotonic() + PATIENCE_S
+    while (now := wakeups()) != settled and time.monotonic() < deadline:
+        settled = now
+    time.sleep(0.2)
+    assert wakeups() <= settled + 1

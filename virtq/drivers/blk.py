@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from virtq._core import BlkLoad
 from virtq.device import QueueSpec
 from virtq.driver import Driver
 from virtq.drivers.blkfile import BlkFile
 from virtq.errors import FeatureError, QueueFull, RequestError
-from virtq.memory import Buffer
+from virtq.memory import PAGE_BYTES, Buffer
 from virtq.queue import DriverQueue
 from virtq.transports.base import DriverTransport
 from virtq.wire.blk import (
@@ -124,11 +126,14 @@ class BlkDriver(Driver):
         self._slots: list[Buffer] = []
         self._free: list[int] = []
         self._in_flight: dict[int, _Job] = {}
+        self._left: list[Buffer] = []
         super().__init__(transport, **settings)
 
     def was_reset(self) -> None:
         while self._slots:
             self.arena.free(self._slots.pop())
+        while self._left:
+            self.arena.free(self._left.pop())
         self._free.clear()
         self._in_flight.clear()
 
@@ -271,6 +276,39 @@ class BlkDriver(Driver):
     def open(self) -> BlkFile:
         """The disk as a raw binary file; wrap it in `io.BufferedRandom` for small accesses."""
         return BlkFile(self)
+
+    @contextmanager
+    def load(
+        self, *, block_bytes: int = 4096, depth: int = 32, **options: Any
+    ) -> Iterator[BlkLoad]:
+        """A load on all queues that runs without the interpreter; `options` are those of
+        `virtq._core.BlkLoad`. Raises ValueError for what the device or the queues do not take,
+        ArenaFull."""
+        if not 0 < block_bytes <= self._segment_bytes:
+            raise ValueError(
+                f"block_bytes is {block_bytes}, the device takes 1 to {self._segment_bytes} at once"
+            )
+        options.setdefault("capacity_sectors", self.config.capacity)
+        queues = [self.queues[index].core for index in range(len(self.queues))]
+        size = BlkLoad.memory_bytes(block_bytes=block_bytes, depth=depth, queues=len(queues))
+        memory = self.arena.alloc(size, PAGE_BYTES)
+        outstanding = False
+        try:
+            load = BlkLoad(
+                self.arena.memory,
+                memory.addr,
+                queues,
+                block_bytes=block_bytes,
+                depth=depth,
+                **options,
+            )
+            try:
+                yield load
+            finally:
+                outstanding = load.outstanding > 0
+        finally:
+            # What the device may still write to stays away from others until it is reset.
+            self._left.append(memory) if outstanding else self.arena.free(memory)
 
     # How requests are made
 

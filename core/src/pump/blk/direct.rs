@@ -81,7 +81,14 @@ impl Direct {
         self.blocks.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admits(&self, offset: u64, vectors: &[iovec]) -> bool {
+    /// Whether nobody holds blocks.
+    #[cfg(test)]
+    pub fn is_free(&self) -> bool {
+        self.blocks.try_write().is_ok()
+    }
+
+    /// Whether a transfer can go straight to and from memory.
+    pub fn admits(&self, offset: u64, vectors: &[iovec]) -> bool {
         offset.is_multiple_of(self.block_bytes)
             && vectors.iter().all(|vector| {
                 vector.iov_base.addr().is_multiple_of(self.memory_alignment)

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::sync::{PoisonError, RwLock};
 use libc::iovec;
 
 use super::direct::Direct;
+use super::ram::Ram;
 use super::stats::Stats;
 use super::store::{Store, Way};
 
@@ -42,6 +43,8 @@ pub struct Options {
     pub read_only: bool,
     /// Go past the page cache (O_DIRECT).
     pub direct: bool,
+    /// Make every transfer by a system call of its own, never through io_uring.
+    pub no_io_uring: bool,
 }
 
 /// Why there is no disk.
@@ -72,6 +75,7 @@ impl From<io::Error> for OpenError {
 
 enum Backing {
     Stored(Store),
+    Ram(Ram),
     /// Reads zeroes, forgets what is written.
     Null,
 }
@@ -81,6 +85,7 @@ pub struct Disk {
     backing: Backing,
     capacity: AtomicU64,
     read_only: bool,
+    io_uring: bool,
     block_size: u32,
     writeback: AtomicBool,
     serial: RwLock<[u8; ID_BYTES]>,
@@ -114,6 +119,7 @@ impl Disk {
             backing,
             capacity: AtomicU64::new(capacity),
             read_only,
+            io_uring: true,
             block_size,
             writeback: AtomicBool::new(true),
             serial: RwLock::new([0; ID_BYTES]),
@@ -156,22 +162,15 @@ impl Disk {
             )));
         }
         let store = Store { file, is_block_device: kind.is_block_device(), direct };
-        Self::new(Backing::Stored(store), size, options.read_only, block_bytes as u32)
+        let disk = Self::new(Backing::Stored(store), size, options.read_only, block_bytes as u32)?;
+        Ok(Self { io_uring: !options.no_io_uring, ..disk })
     }
 
-    /// Zeroes in anonymous memory.
+    /// Zeroes in memory of this process.
     pub fn memory(size: u64) -> Result<Self, OpenError> {
-        // SAFETY: makes a descriptor that nobody else owns.
-        let file = unsafe {
-            let fd = libc::memfd_create(c"virtq-disk".as_ptr(), libc::MFD_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error().into());
-            }
-            File::from_raw_fd(fd)
-        };
-        file.set_len(size)?;
-        let store = Store { file, is_block_device: false, direct: None };
-        Self::new(Backing::Stored(store), size, false, SECTOR_BYTES as u32)
+        let sectors = size - size % SECTOR_BYTES;
+        let ram = Ram::new(sectors.max(SECTOR_BYTES))?;
+        Self::new(Backing::Ram(ram), size, false, SECTOR_BYTES as u32)
     }
 
     /// Reads zeroes, forgets what is written.
@@ -197,6 +196,11 @@ impl Disk {
     /// Whether whatever changes it is refused.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether transfers that wait for the storage may go through io_uring.
+    pub fn io_uring(&self) -> bool {
+        self.io_uring
     }
 
     /// Bytes that transfers are best a multiple of, and begin at one.
@@ -258,6 +262,14 @@ impl Disk {
             .then(|| sector * SECTOR_BYTES)
     }
 
+    /// The file, if there is one.
+    pub(super) fn store(&self) -> Option<&Store> {
+        match &self.backing {
+            Backing::Stored(store) => Some(store),
+            Backing::Ram(_) | Backing::Null => None,
+        }
+    }
+
     /// Moves all bytes of `vectors`, which are used up.
     ///
     /// # Safety
@@ -271,6 +283,8 @@ impl Disk {
         match (&self.backing, way) {
             // SAFETY: as promised to us.
             (Backing::Stored(store), _) => unsafe { store.transfer(way, offset, vectors) },
+            // SAFETY: as promised to us.
+            (Backing::Ram(ram), _) => unsafe { ram.transfer(way, offset, vectors) },
             (Backing::Null, Way::Write) => Ok(()),
             (Backing::Null, Way::Read) => {
                 for vector in vectors {
@@ -322,7 +336,7 @@ impl Disk {
     pub fn flush(&self) -> io::Result<()> {
         match &self.backing {
             Backing::Stored(store) => store.flush(),
-            Backing::Null => Ok(()),
+            Backing::Ram(_) | Backing::Null => Ok(()),
         }
     }
 
@@ -332,6 +346,7 @@ impl Disk {
         self.check_change(offset, length)?;
         match &self.backing {
             Backing::Stored(store) if length > 0 => store.discard(offset, length),
+            Backing::Ram(ram) if length > 0 => ram.write_zeroes(offset, length, true),
             _ => Ok(()),
         }
     }
@@ -341,6 +356,7 @@ impl Disk {
         self.check_change(offset, length)?;
         match &self.backing {
             Backing::Stored(store) if length > 0 => store.write_zeroes(offset, length, unmap),
+            Backing::Ram(ram) if length > 0 => ram.write_zeroes(offset, length, unmap),
             _ => Ok(()),
         }
     }

@@ -8,13 +8,20 @@
 
 mod direct;
 mod disk;
+pub mod load;
+mod mover;
+mod ram;
 mod request;
 mod stats;
 mod store;
 #[cfg(test)]
 mod tests;
+mod uring;
 
+use std::io;
 use std::sync::Arc;
+
+use libc::iovec;
 
 use crate::error::QueueError;
 use crate::pump::{Path, Wants};
@@ -24,25 +31,59 @@ use crate::ring::Batch;
 pub use disk::{Disk, ID_BYTES, Limits, OpenError, Options, SECTOR_BYTES, SEGMENTS_MAX};
 pub use stats::{Counts, Stats};
 
-use request::{Outcome, Requests, Status, finish};
+use mover::{Engine, Mover};
+use request::{Outcome, Progress, Requests, Status, finish};
 
 /// Requests taken at once.
 const BATCH_MAX: usize = 64;
-/// A round that moved so many bytes ends, so that the driver has its answers while we go on.
-const ROUND_BYTES: u64 = 1 << 20;
+/// Requests after which a round takes no more, though some are still under way.
+const ROUND_REQUESTS: usize = 256;
+/// A batch that moved so many bytes ends, so that the driver has its answers while we go on.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// Serves one queue of a disk.
 pub struct BlkPath {
     disk: Arc<Disk>,
     stats: Arc<Stats>,
+    /// Before the batch, so that it lets go of the memory first.
+    engine: Engine,
     batch: Batch,
     enabled: bool,
+    polling: bool,
+    room: Room,
 }
+
+/// What a round works with, kept for the next.
+#[derive(Default)]
+struct Room {
+    /// Of the batch, by index.
+    progress: Vec<Progress>,
+    /// Indices of those that can be answered.
+    ready: Vec<usize>,
+    finished: Vec<(usize, io::Result<()>)>,
+    vectors: Vec<iovec>,
+}
+
+// SAFETY: the vectors are left over from the last transfer; nobody follows them.
+unsafe impl Send for Room {}
 
 impl BlkPath {
     /// A path to `disk`.
     pub fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, stats: Arc::default(), batch: Batch::new(), enabled: true }
+        Self {
+            engine: if disk.io_uring() { Engine::Idle } else { Engine::Refused },
+            disk,
+            stats: Arc::default(),
+            batch: Batch::new(),
+            enabled: true,
+            polling: false,
+            room: Room::default(),
+        }
+    }
+
+    /// Look for the storage's answers again and again before sleeping.
+    pub fn polling(self, polling: bool) -> Self {
+        Self { polling, ..self }
     }
 
     /// What the requests of this path came to; grows as it works.
@@ -50,31 +91,142 @@ impl BlkPath {
         Arc::clone(&self.stats)
     }
 
-    /// Carries out the oldest requests of the batch, all but their statuses.
-    fn execute(&self, counts: &mut Counts) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(self.batch.buffers.len());
-        let vectors = Vec::new();
-        let mut requests = Requests { disk: &self.disk, batch: &self.batch, counts, vectors };
+    /// Takes requests, carries them out and answers them, and goes on doing so while some are under
+    /// way; none is when it returns.
+    fn serve(&mut self, queue: &mut DeviceQueue) -> Result<usize, QueueError> {
+        let Self { disk, stats, batch, engine, room, .. } = self;
+        room.progress.clear();
+        let mover = Mover::new(disk, engine, self.polling, &mut room.finished);
+        let counts = Counts { batches: 1, ..Counts::default() };
+        let (progress, ready, vectors) = (&mut room.progress, &mut room.ready, &mut room.vectors);
+        let mut round =
+            Round { disk, stats, queue, batch, mover, counts, progress, ready, vectors };
+        let mut served = 0;
+        loop {
+            let taken = match round.take() {
+                // The next round meets it again, when nothing is under way any more.
+                Err(_) if round.mover.in_flight() > 0 => 0,
+                taken => taken?,
+            };
+            if taken > 0 {
+                round.begin()?;
+            }
+            round.mover.submit();
+            served += round.answer()?;
+            if round.mover.in_flight() == 0 {
+                return Ok(served);
+            }
+        }
+    }
+}
+
+/// A round under way.
+struct Round<'a> {
+    disk: &'a Disk,
+    stats: &'a Stats,
+    queue: &'a mut DeviceQueue,
+    batch: &'a mut Batch,
+    mover: Mover<'a>,
+    counts: Counts,
+    progress: &'a mut Vec<Progress>,
+    ready: &'a mut Vec<usize>,
+    vectors: &'a mut Vec<iovec>,
+}
+
+impl Round<'_> {
+    fn take(&mut self) -> Result<usize, QueueError> {
+        match self.batch.buffers.len() {
+            ROUND_REQUESTS.. => Ok(0),
+            held => self.queue.take(BATCH_MAX.min(ROUND_REQUESTS - held), self.batch),
+        }
+    }
+
+    /// Carries out what was taken, all but the statuses, or puts it under way.
+    fn begin(&mut self) -> Result<(), QueueError> {
+        let first = self.progress.len();
+        let mut requests = Requests {
+            disk: self.disk,
+            batch: self.batch,
+            mover: &mut self.mover,
+            counts: &mut self.counts,
+            vectors: self.vectors,
+        };
         let mut bytes = 0;
-        for buffer in &self.batch.buffers {
-            outcomes.push(requests.execute(buffer));
+        for (index, buffer) in self.batch.buffers.iter().enumerate().skip(first) {
+            let progress = requests.execute(index);
+            self.progress.push(progress);
+            if matches!(progress, Progress::Ready(_)) {
+                self.ready.push(index);
+            }
             bytes += buffer.readable + buffer.writable;
-            if bytes >= ROUND_BYTES {
+            if bytes >= BATCH_BYTES {
                 break;
             }
         }
-        outcomes
+        self.queue.put_back(self.batch, self.progress.len())?;
+        Ok(())
+    }
+
+    /// Answers what can be answered, and waits for something if there is nothing; returns how much.
+    fn answer(&mut self) -> Result<usize, QueueError> {
+        if self.ready.is_empty() {
+            self.mover.wait();
+        }
+        for (index, result) in self.mover.finished() {
+            if let Progress::Moving(outcome) = self.progress[index] {
+                let outcome = match result {
+                    Ok(()) => outcome,
+                    Err(error) => {
+                        self.disk.note(&error);
+                        Outcome::FAILED
+                    }
+                };
+                self.progress[index] = Progress::Ready(outcome);
+                self.ready.push(index);
+            }
+        }
+        if self.ready.is_empty() {
+            return Ok(0);
+        }
+        self.settle();
+        for &index in &*self.ready {
+            let Progress::Ready(outcome) = self.progress[index] else { continue };
+            self.counts.bytes_read += outcome.loaded;
+            self.counts.bytes_written += outcome.stored;
+            self.counts.errors += u64::from(outcome.status == Status::IoError);
+            self.counts.unsupported += u64::from(outcome.status == Status::Unsupported);
+        }
+        self.count();
+        for &index in &*self.ready {
+            let Progress::Ready(outcome) = self.progress[index] else { continue };
+            let written = finish(self.batch, &self.batch.buffers[index], outcome);
+            self.queue.complete(self.batch, index, written)?;
+        }
+        let answered = self.ready.len();
+        self.ready.clear();
+        self.queue.notify()?;
+        Ok(answered)
+    }
+
+    /// Before the driver has the answers, so that it finds them counted.
+    fn count(&mut self) {
+        (self.counts.queued, self.counts.submissions) = self.mover.take_counts();
+        let counts = std::mem::take(&mut self.counts);
+        self.stats.add(&counts);
+        self.disk.stats().add(&counts);
     }
 
     /// One flush for all requests that wait for one.
-    fn settle(&self, outcomes: &mut [Outcome]) {
-        let waiting = || outcomes.iter().any(|outcome| outcome.flush);
-        if waiting()
+    fn settle(&mut self) {
+        let waits = |progress: &Progress| matches!(progress, Progress::Ready(it) if it.flush);
+        if self.ready.iter().any(|&index| waits(&self.progress[index]))
             && let Err(error) = self.disk.flush()
         {
             self.disk.note(&error);
-            for outcome in outcomes.iter_mut().filter(|outcome| outcome.flush) {
-                *outcome = Outcome::FAILED;
+            for &index in &*self.ready {
+                if waits(&self.progress[index]) {
+                    self.progress[index] = Progress::Ready(Outcome::FAILED);
+                }
             }
         }
     }
@@ -84,30 +236,12 @@ impl Path for BlkPath {
     fn round(&mut self, queue: &mut DeviceQueue, enabled: bool) -> Result<usize, QueueError> {
         self.enabled = enabled;
         self.batch.clear();
-        let taken = if enabled { queue.take(BATCH_MAX, &mut self.batch)? } else { 0 };
-        if taken == 0 {
-            if self.batch.memory().is_some_and(|memory| !Arc::ptr_eq(memory, queue.memory())) {
-                self.batch = Batch::new(); // lets go of a memory that is no longer the queue's
-            }
-            return Ok(0);
+        let served = if enabled { self.serve(queue)? } else { 0 };
+        if served == 0 && self.batch.memory().is_some_and(|held| !Arc::ptr_eq(held, queue.memory()))
+        {
+            self.batch = Batch::new(); // lets go of a memory that is no longer the queue's
         }
-        let mut counts = Counts { batches: 1, ..Counts::default() };
-        let mut outcomes = self.execute(&mut counts);
-        queue.put_back(&mut self.batch, outcomes.len())?;
-        self.settle(&mut outcomes);
-        for outcome in &outcomes {
-            counts.bytes_written += outcome.stored;
-            counts.errors += u64::from(outcome.status == Status::IoError);
-            counts.unsupported += u64::from(outcome.status == Status::Unsupported);
-        }
-        self.stats.add(&counts);
-        self.disk.stats().add(&counts);
-        for (index, outcome) in outcomes.iter().enumerate() {
-            let written = finish(&self.batch, &self.batch.buffers[index], *outcome);
-            queue.complete(&self.batch, index, written)?;
-        }
-        queue.notify()?;
-        Ok(outcomes.len())
+        Ok(served)
     }
 
     fn wants(&self) -> Wants {

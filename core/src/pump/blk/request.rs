@@ -6,16 +6,18 @@ use std::io;
 use libc::iovec;
 
 use super::disk::{Disk, ID_BYTES, SECTOR_BYTES};
+use super::mover::Mover;
 use super::stats::Counts;
 use super::store::Way;
 use crate::ring::{Batch, Buffer, pieces};
 
-const HEADER_BYTES: u64 = 16;
+/// Type, reserved, sector.
+pub const HEADER_BYTES: u64 = 16;
 const SEGMENT_BYTES: u64 = 16;
 const UNMAP: u32 = 1;
 
 /// Request types.
-mod kind {
+pub mod kind {
     pub const IN: u32 = 0;
     pub const OUT: u32 = 1;
     pub const FLUSH: u32 = 4;
@@ -39,6 +41,8 @@ pub struct Outcome {
     pub status: Status,
     /// Bytes at the start of the device-writable part that were written.
     pub filled: u64,
+    /// Bytes of data that came from the disk.
+    pub loaded: u64,
     /// Bytes of data that went to the disk.
     pub stored: u64,
     /// It is done only once the disk was flushed.
@@ -46,7 +50,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub const FAILED: Self = Self { status: Status::IoError, filled: 0, stored: 0, flush: false };
+    pub const FAILED: Self =
+        Self { status: Status::IoError, filled: 0, loaded: 0, stored: 0, flush: false };
     const UNSUPPORTED: Self = Self { status: Status::Unsupported, ..Self::FAILED };
     const DONE: Self = Self { status: Status::Ok, ..Self::FAILED };
 }
@@ -71,33 +76,44 @@ struct Segment {
     flags: u32,
 }
 
-/// Carries out the requests of a batch.
-pub struct Requests<'a> {
-    pub disk: &'a Disk,
-    pub batch: &'a Batch,
-    pub counts: &'a mut Counts,
-    /// Room for the pieces of a request.
-    pub vectors: Vec<iovec>,
+/// How far a request is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// All but the status is there.
+    Ready(Outcome),
+    /// Its data is under way; what becomes of it if that goes well.
+    Moving(Outcome),
 }
 
-impl Requests<'_> {
-    /// Carries out one request, all but its status.
-    pub fn execute(&mut self, buffer: &Buffer) -> Outcome {
+/// Carries out the requests of a batch.
+pub struct Requests<'a, 'm> {
+    pub disk: &'a Disk,
+    pub batch: &'a Batch,
+    pub mover: &'a mut Mover<'m>,
+    pub counts: &'a mut Counts,
+    /// Room for the pieces of a request.
+    pub vectors: &'a mut Vec<iovec>,
+}
+
+impl Requests<'_, '_> {
+    /// Carries out the request at `index`, all but its status.
+    pub fn execute(&mut self, index: usize) -> Progress {
+        let buffer = &self.batch.buffers[index];
         if buffer.writable == 0 {
-            return Outcome::FAILED;
+            return Progress::Ready(Outcome::FAILED);
         }
-        match self.dispatch(buffer) {
-            Ok(outcome) => outcome,
-            Err(Refusal::Malformed) => Outcome::FAILED,
-            Err(Refusal::Unsupported) => Outcome::UNSUPPORTED,
+        match self.dispatch(buffer, index) {
+            Ok(progress) => progress,
+            Err(Refusal::Malformed) => Progress::Ready(Outcome::FAILED),
+            Err(Refusal::Unsupported) => Progress::Ready(Outcome::UNSUPPORTED),
             Err(Refusal::Storage(error)) => {
                 self.disk.note(&error);
-                Outcome::FAILED
+                Progress::Ready(Outcome::FAILED)
             }
         }
     }
 
-    fn dispatch(&mut self, buffer: &Buffer) -> Result<Outcome, Refusal> {
+    fn dispatch(&mut self, buffer: &Buffer, index: usize) -> Result<Progress, Refusal> {
         // Read once: the driver may change it while we look.
         let mut header = [0; HEADER_BYTES as usize];
         if self.batch.read_at(buffer, 0, &mut header) < header.len() {
@@ -105,52 +121,71 @@ impl Requests<'_> {
         }
         let sector = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
         let counts = &mut self.counts;
-        match u32::from_le_bytes(header[..4].try_into().expect("four bytes")) {
+        let outcome = match u32::from_le_bytes(header[..4].try_into().expect("four bytes")) {
             kind::IN => {
                 counts.reads += 1;
-                self.read(buffer, sector)
+                return self.read(buffer, sector, index);
             }
             kind::OUT => {
                 counts.writes += 1;
-                self.write(buffer, sector)
+                return self.write(buffer, sector, index);
             }
             kind::FLUSH => {
                 counts.flushes += 1;
-                Ok(Outcome { flush: true, ..Outcome::DONE })
+                Outcome { flush: true, ..Outcome::DONE }
             }
             kind::GET_ID => {
                 counts.get_ids += 1;
-                self.get_id(buffer)
+                self.get_id(buffer)?
             }
             kind::DISCARD => {
                 counts.discards += 1;
-                self.discard(buffer)
+                self.discard(buffer)?
             }
             kind::WRITE_ZEROES => {
                 counts.write_zeroes += 1;
-                self.write_zeroes(buffer)
+                self.write_zeroes(buffer)?
             }
-            _ => Err(Refusal::Unsupported),
-        }
+            _ => return Err(Refusal::Unsupported),
+        };
+        Ok(Progress::Ready(outcome))
     }
 
-    fn read(&mut self, buffer: &Buffer, sector: u64) -> Result<Outcome, Refusal> {
+    fn read(&mut self, buffer: &Buffer, sector: u64, index: usize) -> Result<Progress, Refusal> {
         let data = data_to_driver(buffer)?;
         let offset = self.disk.locate(sector, data).ok_or(Refusal::Malformed)?;
         self.gather(pieces(self.batch.writable(buffer), 0, data as usize));
-        // SAFETY: the batch keeps the pieces mapped, and they were taken with write access.
-        unsafe { self.disk.transfer(Way::Read, offset, &mut self.vectors)? };
-        self.counts.bytes_read += data;
-        Ok(Outcome { filled: data, ..Outcome::DONE })
+        let outcome = Outcome { filled: data, loaded: data, ..Outcome::DONE };
+        self.transfer(Way::Read, offset, index, outcome)
     }
 
-    fn write(&mut self, buffer: &Buffer, sector: u64) -> Result<Outcome, Refusal> {
+    fn write(&mut self, buffer: &Buffer, sector: u64, index: usize) -> Result<Progress, Refusal> {
         let data = self.data_from_driver(buffer)?;
         let offset = self.disk.locate(sector, data).ok_or(Refusal::Malformed)?;
         self.gather(pieces(self.batch.readable(buffer), HEADER_BYTES, data as usize));
-        // SAFETY: the batch keeps the pieces mapped, and writing to a disk only reads them.
-        unsafe { self.disk.transfer(Way::Write, offset, &mut self.vectors)? };
-        Ok(Outcome { stored: data, ..self.changed() })
+        let outcome = Outcome { stored: data, ..self.changed() };
+        self.transfer(Way::Write, offset, index, outcome)
+    }
+
+    fn transfer(
+        &mut self,
+        way: Way,
+        offset: u64,
+        index: usize,
+        outcome: Outcome,
+    ) -> Result<Progress, Refusal> {
+        // SAFETY: the batch keeps the pieces mapped until its round is over, and the mover has
+        // nothing under way then. Those to be read into were taken with write access; writing to a
+        // disk only reads them.
+        let done = unsafe { self.mover.begin(way, offset, self.vectors, index)? };
+        if !done {
+            return Ok(Progress::Moving(outcome));
+        }
+        // A copy does not fail as a system call does where the memory's file was truncated.
+        if self.batch.memory().is_some_and(|memory| memory.is_truncated()) {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT).into());
+        }
+        Ok(Progress::Ready(outcome))
     }
 
     fn get_id(&mut self, buffer: &Buffer) -> Result<Outcome, Refusal> {
@@ -164,7 +199,9 @@ impl Requests<'_> {
     fn discard(&mut self, buffer: &Buffer) -> Result<Outcome, Refusal> {
         let limits = self.disk.limits();
         let most = (limits.max_discard_seg, limits.max_discard_sectors);
-        for segment in self.segments(buffer, most, 0)? {
+        let segments = self.segments(buffer, most, 0)?;
+        self.mover.quiesce();
+        for segment in segments {
             let (offset, length) = segment.range();
             self.disk.discard(offset, length)?;
         }
@@ -174,7 +211,9 @@ impl Requests<'_> {
     fn write_zeroes(&mut self, buffer: &Buffer) -> Result<Outcome, Refusal> {
         let limits = self.disk.limits();
         let most = (limits.max_write_zeroes_seg, limits.max_write_zeroes_sectors);
-        for segment in self.segments(buffer, most, UNMAP)? {
+        let segments = self.segments(buffer, most, UNMAP)?;
+        self.mover.quiesce();
+        for segment in segments {
             let (offset, length) = segment.range();
             let unmap = limits.write_zeroes_may_unmap && segment.flags & UNMAP != 0;
             self.disk.write_zeroes(offset, length, unmap)?;

@@ -58,6 +58,10 @@ counters! {
     errors,
     /// Requests that ended with UNSUPP.
     unsupported,
+    /// Transfers that went through io_uring.
+    queued,
+    /// Calls that told io_uring of transfers.
+    submissions,
     /// Bytes of reads that ended well.
     bytes_read,
     /// Bytes of writes that ended well.

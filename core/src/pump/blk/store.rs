@@ -9,7 +9,7 @@ use libc::iovec;
 use super::direct::Direct;
 
 /// Pieces that one system call takes (IOV_MAX).
-const VECTORS_MAX: usize = 1024;
+pub const VECTORS_MAX: usize = 1024;
 /// A file system or device answers with one of these to what it cannot do at all or not here.
 const CANNOT: [i32; 5] = [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::EINVAL, libc::ENOTTY];
 // _IO(0x12, 119) and _IO(0x12, 127), counted from _IO(0x12, 104): the encoding depends on the
@@ -50,6 +50,23 @@ impl Store {
                 Some(direct) => direct.transfer(&self.file, way, offset, vectors),
             }
         }
+    }
+
+    /// Reads what can be had without waiting for the storage, from the beginning of `vectors`;
+    /// returns how many bytes that was, or None if the file system cannot tell. Says nothing of
+    /// errors: who reads the rest meets them.
+    ///
+    /// # Safety
+    /// Each vector must be valid for writing.
+    pub unsafe fn read_at_hand(&self, offset: u64, vectors: &[iovec]) -> Option<usize> {
+        let (fd, at) = (self.file.as_raw_fd(), offset as libc::off_t);
+        let count = vectors.len().min(VECTORS_MAX) as libc::c_int;
+        // SAFETY: the vectors are valid by contract.
+        let read = unsafe { libc::preadv2(fd, vectors.as_ptr(), count, at, libc::RWF_NOWAIT) };
+        if read < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {
+            return None;
+        }
+        Some(usize::try_from(read).unwrap_or(0))
     }
 
     /// Commit what was written.
@@ -181,7 +198,8 @@ pub unsafe fn transfer(
     }
 }
 
-fn advance(vectors: &mut [iovec], mut bytes: usize) {
+/// The first `bytes` of them are done.
+pub fn advance(vectors: &mut [iovec], mut bytes: usize) {
     for vector in vectors {
         let part = bytes.min(vector.iov_len);
         vector.iov_base = vector.iov_base.wrapping_byte_add(part);

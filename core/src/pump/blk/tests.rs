@@ -13,21 +13,21 @@ use crate::memory::{Mapping, Memory, Region};
 use crate::queue::{DriverQueue, Setup};
 use crate::ring::{Piece, Reaped, feature};
 
-const KINDS: [u64; 4] =
+pub(super) const KINDS: [u64; 4] =
     [0, feature::IN_ORDER, feature::RING_PACKED, feature::RING_PACKED | feature::IN_ORDER];
 const ARENA: u64 = 0x10_0000;
 
 /// A driver, a device queue and a path, without a thread.
-struct Rig {
-    memory: Arc<Memory>,
-    driver: DriverQueue,
-    queue: DeviceQueue,
-    path: BlkPath,
+pub(super) struct Rig {
+    pub(super) memory: Arc<Memory>,
+    pub(super) driver: DriverQueue,
+    pub(super) queue: DeviceQueue,
+    pub(super) path: BlkPath,
     next: u64,
 }
 
 impl Rig {
-    fn new(features: u64, disk: Disk) -> Self {
+    pub(super) fn new(features: u64, disk: Disk) -> Self {
         let mapping = Mapping::anonymous(64 << 20).unwrap();
         let region = Region {
             guest_addr: 0,
@@ -58,13 +58,13 @@ impl Rig {
         piece
     }
 
-    fn get(&self, piece: Piece) -> Vec<u8> {
+    pub(super) fn get(&self, piece: Piece) -> Vec<u8> {
         let mut bytes = vec![0; piece.len as usize];
         self.memory.read(&mut Default::default(), piece.addr, &mut bytes).unwrap();
         bytes
     }
 
-    fn add(&mut self, kind: u32, sector: u64, data: &[u8], room: usize) -> Piece {
+    pub(super) fn add(&mut self, kind: u32, sector: u64, data: &[u8], room: usize) -> Piece {
         let mut readable = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
         readable.extend(data);
         let readable = self.place(&readable);
@@ -73,19 +73,42 @@ impl Rig {
         writable
     }
 
-    fn round(&mut self) -> usize {
+    /// The same with the data aligned to 4096 bytes.
+    pub(super) fn add_aligned(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        data: &[u8],
+        room: usize,
+    ) -> Piece {
+        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        let header = self.place(&header);
+        self.next = self.next.next_multiple_of(4096);
+        let data = (!data.is_empty()).then(|| self.place(data));
+        self.next = self.next.next_multiple_of(4096);
+        let writable = self.place(&vec![0xee; room + 1]);
+        let whole = Piece { len: writable.len - 1, ..writable };
+        let status = Piece { addr: writable.addr + room as u64, len: 1 };
+        let readable: Vec<_> = [header].into_iter().chain(data).collect();
+        self.driver
+            .add(&readable, &if room > 0 { vec![whole, status] } else { vec![status] }, 0)
+            .unwrap();
+        writable
+    }
+
+    pub(super) fn round(&mut self) -> usize {
         self.driver.publish();
         self.path.round(&mut self.queue, true).unwrap()
     }
 
-    fn reap(&mut self) -> Vec<Reaped> {
+    pub(super) fn reap(&mut self) -> Vec<Reaped> {
         let mut reaped = Vec::new();
         self.driver.reap(256, &mut reaped).unwrap();
         reaped
     }
 }
 
-fn pattern(length: usize, seed: usize) -> Vec<u8> {
+pub(super) fn pattern(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 + seed * 7 + at / 251) as u8).collect()
 }
 
@@ -214,7 +237,7 @@ fn the_capacity_follows_the_file() {
     assert_eq!((disk.capacity(), disk.refresh().unwrap()), (8, 9));
 }
 
-fn memory_file(size: u64) -> File {
+pub(super) fn memory_file(size: u64) -> File {
     use std::os::fd::FromRawFd;
     // SAFETY: makes a descriptor that nobody else owns.
     let file = unsafe { File::from_raw_fd(libc::memfd_create(c"test".as_ptr(), 0)) };
@@ -222,7 +245,7 @@ fn memory_file(size: u64) -> File {
     file
 }
 
-fn content(mut file: &File) -> Vec<u8> {
+pub(super) fn content(mut file: &File) -> Vec<u8> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0)).unwrap();
     file.read_to_end(&mut bytes).unwrap();
@@ -264,7 +287,7 @@ fn a_file_that_ends_early_is_an_error() {
 }
 
 /// A file that pretends to want whole blocks of 4096 bytes in memory aligned to 512.
-fn direct_store(size: u64) -> Store {
+pub(super) fn direct_store(size: u64) -> Store {
     let direct = Some(Direct::with(512, 4096));
     Store { file: memory_file(size), is_block_device: false, direct }
 }
