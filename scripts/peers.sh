@@ -20,10 +20,10 @@ kernel_suite=trixie-backports
 # Debian packages installed on the machine, and the programs they must have brought.
 backports_packages=(qemu-system-x86 qemu-system-common qemu-utils)
 release_packages=(
-    dpdk dpdk-dev busybox-static iproute2 kmod cpio xz-utils zstd e2fsprogs
+    chromium dpdk dpdk-dev busybox-static iproute2 kmod cpio xz-utils zstd e2fsprogs
 )
 programs=(
-    qemu-system-x86_64 qemu-storage-daemon qemu-img dpdk-testpmd busybox
+    chromium qemu-system-x86_64 qemu-storage-daemon qemu-img dpdk-testpmd busybox
     ip depmod modprobe cpio xz zstd mke2fs
 )
 
@@ -236,6 +236,7 @@ manifest = {
     "qemu-storage-daemon": installed("qemu-system-common", "qemu-storage-daemon"),
     "dpdk": installed("dpdk-dev", "dpdk-testpmd"),
     "busybox": installed("busybox-static", "busybox"),
+    "chromium": installed("chromium", "chromium"),
     "linux": {
         "version": (linux / "release").read_text().strip(),
         "kernel": str(image.relative_to(root)),

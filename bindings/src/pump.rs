@@ -77,7 +77,8 @@ impl Drop for PumpHandle {
     }
 }
 
-fn wait_from(name: &str) -> PyResult<Wait> {
+/// How to wait, by its name. Raises ValueError for another.
+pub fn wait_from(name: &str) -> PyResult<Wait> {
     match name {
         "poll" => Ok(Wait::Poll),
         "adaptive" => Ok(Wait::Adaptive),

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import click
 
-from virtq.cli import blk, check, demo, features, probe, serve
+from virtq.cli import bench, blk, check, demo, features, probe, serve
 from virtq.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, one_line
 from virtq.cli.output import say
 from virtq.errors import VirtqError
@@ -59,6 +59,7 @@ for command in (
     check.check,
     blk.blk,
     features.features,
+    bench.bench,
 ):
     cli.add_command(command)
 

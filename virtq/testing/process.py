@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from virtq.errors import VirtqError
 from virtq.testing.stream import Stream
 
 TERM_GRACE_S: Final = 5.0
 
 
-class PeerError(Exception):
+class PeerError(VirtqError):
     """A peer failed, or did not do in time what was awaited of it."""
 
 

@@ -1,6 +1,8 @@
 //! Data paths that run without the interpreter: each queue on a thread of its own.
 
 pub mod blk;
+pub mod load;
+pub mod loopback;
 pub mod net;
 pub mod shared;
 pub mod worker;

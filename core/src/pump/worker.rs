@@ -25,6 +25,10 @@ pub enum Wait {
 
 /// How long `Wait::Adaptive` looks before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
+/// How long `Wait::Poll` looks before it lets others on its processor go first.
+const PATIENCE: Duration = Duration::from_micros(10);
+/// What a path without a descriptor of its own waits for when it needs no buffers.
+const ONLY_WOKEN: Wants = Wants { buffers: false, source: true };
 /// How long to sleep where the driver promised no notification.
 const NAP_MS: i32 = 1;
 
@@ -191,8 +195,23 @@ impl<P: Path> Run<'_, P> {
     fn idle(&mut self, mut queue: std::sync::MutexGuard<'_, DeviceQueue>) {
         match self.wait {
             Wait::Poll => {
+                let wants = self.path.wants();
+                if wants == ONLY_WOKEN && self.path.source().is_none() {
+                    // Nothing comes here unless someone says so.
+                    drop(queue);
+                    let wake = self.control.shared.wake();
+                    self.sleep(&[wake.fd()], -1);
+                    wake.drain();
+                    return;
+                }
                 drop(queue);
-                std::hint::spin_loop();
+                let since = *self.idle_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < PATIENCE {
+                    std::hint::spin_loop();
+                } else {
+                    // The processor may be another path's too.
+                    std::thread::yield_now();
+                }
                 return;
             }
             Wait::Adaptive => {

@@ -27,6 +27,13 @@ from virtq.cli import features, run
         ["blk", "vhost-user:x", "copy"],
         ["features"],
         ["demo"],
+        ["bench"],
+        ["bench", "rings"],
+        ["bench", "net"],
+        ["bench", "blk"],
+        ["bench", "python"],
+        ["bench", "scale"],
+        ["bench", "show"],
     ],
 )
 def test_help_suffices(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ use super::{
 use crate::error::QueueError;
 use crate::pump::{Path, Wants};
 use crate::queue::DeviceQueue;
-use crate::ring::Batch;
+use crate::ring::{Batch, Burst};
 
 const BUFFERS: Wants = Wants { buffers: true, source: false };
 const PACKETS: Wants = Wants { buffers: false, source: true };
@@ -33,6 +33,7 @@ pub struct ReceivePath {
     ledger: Ledger,
     mergeable: bool,
     frame_bytes_max: usize,
+    burst: Burst,
     batch: Batch,
     /// The first buffer of the batch that is not completed.
     next: usize,
@@ -60,11 +61,22 @@ impl ReceivePath {
             ledger,
             mergeable,
             frame_bytes_max: mtu.map_or(FRAME_BYTES_MAX, |mtu| FRAME_BYTES_MIN + usize::from(mtu)),
+            burst: Burst::new(),
             batch: Batch::new(),
             next: 0,
             packet: Vec::new(),
             wants: PACKETS,
         }
+    }
+
+    /// Let the port fill plain buffers, one packet each.
+    fn fill(&mut self, queue: &mut DeviceQueue, tally: &mut Tally) -> Result<usize, QueueError> {
+        if !self.packet.is_empty() || queue.gather(BATCH, true, &mut self.burst)? == 0 {
+            return Ok(0);
+        }
+        let filled = self.receiver.fill(&mut self.burst, self.frame_bytes_max, tally);
+        queue.retire(&self.burst, filled, true)?;
+        Ok(filled)
     }
 
     fn deliver(&mut self, queue: &mut DeviceQueue, tally: &mut Tally) -> Result<usize, QueueError> {
@@ -187,7 +199,10 @@ impl Path for ReceivePath {
             return Ok(0);
         }
         let mut tally = Tally::default();
-        let delivered = self.deliver(queue, &mut tally);
+        let delivered = match self.fill(queue, &mut tally) {
+            Ok(0) => self.deliver(queue, &mut tally),
+            filled => filled,
+        };
         self.ledger.add(&tally);
         // Whatever stopped the round, what is complete goes out.
         queue.notify()?;

@@ -1,0 +1,300 @@
+"""The frame of the benches: turns, bounds, and what is made of the windows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+
+from virtq.bench.machine import describe
+from virtq.bench.measure import (
+    BenchError,
+    Case,
+    Comparison,
+    Contender,
+    Summary,
+    Target,
+    Window,
+    compare,
+    run_case,
+)
+from virtq.bench.result import SCHEMA, Result
+from virtq.bench.table import duration, markdown, rate, rows
+from virtq.errors import VirtqError
+
+
+class Fake:
+    """A contender whose windows are told beforehand; the last one repeats."""
+
+    def __init__(
+        self,
+        name: str,
+        rates: Sequence[float] = (1000.0,),
+        counts: Mapping[str, float] | None = None,
+        diary: list[str] | None = None,
+        fails_at: int | None = None,
+    ) -> None:
+        self.name = name
+        self.rates = list(rates)
+        self.counts = counts or {}
+        self.diary = [] if diary is None else diary
+        self.fails_at = fails_at
+        self.asked: list[float] = []
+        self.closed = 0
+
+    def window(self, seconds: float) -> Window:
+        self.diary.append(self.name)
+        self.asked.append(seconds)
+        if self.fails_at is not None and len(self.asked) > self.fails_at:
+            raise VirtqError(f"{self.name} is gone")
+        rate = self.rates[min(len(self.asked), len(self.rates)) - 1]
+        return Window(int(rate * 2), 2.0, self.counts)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_contenders_take_turns_and_change_their_order() -> None:
+    diary: list[str] = []
+    contenders = [Fake(name, diary=diary) for name in "abc"]
+    summaries, rounds = compare(contenders, pairs=3, window_s=0.2, warm_up=1)
+    assert "".join(diary) == "abc" + "cba" + "abc" + "cba"
+    assert rounds == 3
+    assert [one.name for one in summaries] == ["a", "b", "c"]
+    assert all(len(one.rates) == 3 for one in summaries)
+    assert {seconds for one in contenders for seconds in one.asked} == {0.2}
+
+
+def test_what_warms_up_does_not_count() -> None:
+    (summary,), _ = compare([Fake("a", (1.0, 10.0, 30.0, 20.0))], pairs=3, warm_up=1)
+    assert summary.rates == (10.0, 30.0, 20.0)
+    assert (summary.median, summary.best, summary.worst) == (20.0, 30.0, 10.0)
+    assert summary.quartiles == (15.0, 25.0)
+    assert summary.work == 120
+    assert summary.ns_per_unit == 5e7
+
+
+def test_counts_are_summed_and_percentiles_are_not() -> None:
+    counts = {"kicks": 50, "p50_ns": 1500.0, "p99.9_ns": 9000.0, "p999_ns": 8000.0, "pages_ns": 1}
+    (summary,), _ = compare([Fake("a", (100.0,), counts)], pairs=4, warm_up=0)
+    assert summary.counts["kicks"] == 200
+    assert summary.per_1000 == {"kicks": 250.0, "pages_ns": 5.0}
+    assert summary.latency_ns["p50"] == 1500.0
+    assert set(summary.latency_ns) == {"p50", "p99.9"}
+
+
+def test_who_fails_is_left_out_and_the_others_go_on() -> None:
+    good, bad = Fake("good"), Fake("bad", fails_at=2)
+    (first, second), rounds = compare([good, bad], pairs=5, warm_up=1)
+    assert (rounds, len(first.rates), first.error) == (5, 5, None)
+    assert (len(second.rates), second.error) == (1, "bad is gone")
+    assert len(bad.asked) == 3
+
+
+def test_nothing_goes_on_when_all_have_failed() -> None:
+    contenders = [Fake("a", fails_at=0), Fake("b", fails_at=0)]
+    summaries, rounds = compare(contenders, pairs=50, warm_up=1)
+    assert rounds == 0
+    assert [len(one.asked) for one in contenders] == [1, 1]
+    assert [one.rates for one in summaries] == [(), ()]
+    assert summaries[0].median == summaries[0].best == summaries[0].ns_per_unit == 0.0
+
+
+def ticking(seconds: float) -> Callable[[], float]:
+    def tick() -> Iterator[float]:
+        now = 0.0
+        while True:
+            yield now
+            now += seconds
+
+    return tick().__next__
+
+
+def test_a_comparison_ends_when_its_time_is_up() -> None:
+    contender = Fake("slow")
+    _, rounds = compare(
+        [contender], pairs=1000, warm_up=1, time_limit_s=10, clock=ticking(seconds=3)
+    )
+    assert rounds == 4  # the clock is read after the first round that counts: 3, 6, 9, 12
+    assert len(contender.asked) == 1 + 4
+
+
+def test_one_round_is_made_even_without_time() -> None:
+    _, rounds = compare([Fake("a")], pairs=9, time_limit_s=0, clock=ticking(1))
+    assert rounds == 1
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int, str]] = []
+    compare(
+        [Fake("a"), Fake("b")],
+        pairs=1,
+        warm_up=1,
+        progress=lambda done, count, name: told.append((done, count, name)),
+    )
+    assert told == [(0, 4, "a"), (1, 4, "b"), (2, 4, "b"), (3, 4, "a"), (4, 4, "")]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "text"),
+    [
+        ("ab", {"pairs": 0}, "0 rounds"),
+        ("ab", {"warm_up": -1}, "-1 to warm up"),
+        ("ab", {"window_s": 1.5}, "1.5 s is not within 1 s"),
+        ("ab", {"window_s": 0.0}, "0 s"),
+        ("aa", {}, "same name"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    names: str, options: dict[str, float], text: str
+) -> None:
+    with pytest.raises(BenchError, match=text):
+        compare([Fake(name) for name in names], **options)  # type: ignore[arg-type]
+
+
+def comparison() -> Comparison:
+    case = Case(
+        "a title",
+        lambda: [
+            Fake("base", (100.0, 200.0), {"kicks": 3.0, "p50_ns": 1200.0}),
+            Fake("other", (300.0, 500.0), {"used_entries": 8.0}),
+            Fake("bad", fails_at=0),
+        ],
+        unit="requests",
+        parameters={"batch": 32, "indirect": False, "mergeable": True},
+        targets=[Target("other", "base", 2.0), Target("base", "other", 1.0)],
+        floors={"base": 150.0, "other": 450.0},
+        work="Nothing is done.",
+    )
+    return run_case(case, pairs=2, window_s=0.1, warm_up=0)
+
+
+def test_ratios_and_targets() -> None:
+    made = comparison()
+    to_base, to_other = made.ratios
+    assert (to_base.of, to_base.to, to_base.target) == ("other", "base", 2.0)
+    assert to_base.medians == pytest.approx(400 / 150)
+    assert to_base.bests == pytest.approx(2.5)
+    assert (to_base.met, to_other.met) == (True, False)
+    assert [one.met for one in made.contenders] == [True, False, None]
+    assert made.errors == {"bad": "bad is gone"}
+
+
+def test_contenders_are_let_go_whatever_happens() -> None:
+    made: list[Fake] = []
+
+    def make(*names: str) -> Sequence[Contender]:
+        made.extend(Fake(name) for name in names)
+        return made
+
+    run_case(Case("good", lambda: make("a", "b")), pairs=1, window_s=0.1)
+    with pytest.raises(BenchError):
+        run_case(Case("twins", lambda: make("a")), pairs=1, window_s=0.1)
+    assert [one.closed for one in made] == [2, 2, 1]
+
+
+def test_a_budget_makes_windows_shorter() -> None:
+    fakes = [Fake("a"), Fake("b")]
+    run_case(Case("short", lambda: fakes), pairs=9, warm_up=1, window_s=1.0, budget_s=2.0)
+    assert all(0.05 < seconds <= 0.1 for one in fakes for seconds in one.asked)
+
+
+def result() -> Result:
+    return Result(
+        "rings",
+        "virtq bench rings",
+        "2026-01-02T03:04:05+00:00",
+        1.5,
+        describe(),
+        (comparison(),),
+        ("a note",),
+    )
+
+
+def test_json_holds_everything() -> None:
+    first = result()
+    stored = json.loads(json.dumps(first.as_json()))
+    assert stored["schema"] == SCHEMA
+    assert set(stored) == {
+        "schema", "bench", "command", "started", "seconds", "machine", "notes", "comparisons"
+    }  # fmt: skip
+    contender = stored["comparisons"][0]["contenders"][0]
+    assert contender["median_per_s"] == 150.0
+    assert contender["best_per_s"] == 200.0
+    assert contender["per_1000"] == {"kicks": 1000 * 6 / 600}
+    assert contender["latency_ns"] == {"p50": 1200.0}
+    assert contender["rates_per_s"] == [100.0, 200.0]
+    again = Result.from_json(stored)
+    assert again.as_json() == first.as_json()
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda stored: stored.update(schema=SCHEMA + 1),
+        lambda stored: stored.pop("machine"),
+        lambda stored: stored["machine"].pop("cpu"),
+        lambda stored: stored["comparisons"][0].pop("contenders"),
+        lambda stored: stored["comparisons"][0]["contenders"][0].update(rates_per_s=["fast"]),
+        lambda stored: stored.update(comparisons=7),
+    ],
+)
+def test_json_that_is_no_result_is_refused(spoil: Callable[[dict[str, object]], object]) -> None:
+    stored = json.loads(json.dumps(result().as_json()))
+    spoil(stored)
+    with pytest.raises(BenchError):
+        Result.from_json(stored)
+
+
+def test_the_machine_is_described() -> None:
+    machine = describe({"peer": "1.2"})
+    assert machine.cpu
+    assert machine.cores >= 1
+    assert machine.memory_bytes > 1 << 20
+    assert set(machine.versions) == {"virtq", "python", "numpy", "peer"}
+    assert f"{machine.cores} cores" in machine.title
+
+
+def test_rows_for_people() -> None:
+    made = rows(comparison(), verdicts=True)
+    base, other, bad = made.rows
+    cells = dict(zip(made.headings, base, strict=True))
+    assert cells["median /s"] == "150"
+    assert cells["per request"] == "6.67 ms"
+    assert cells["kicks per 1000"] == "10"
+    assert cells["used entries per 1000"] == ""
+    assert cells["p50"] == "1.2 µs"
+    assert "≥ 150/s: met" in cells["target"]
+    assert "2.67" in other[made.headings.index("medians")]
+    assert bad[:2] == ["bad", "bad is gone"]
+    assert {len(row) for row in made.rows} == {len(made.headings)}
+
+
+def test_markdown_is_a_table() -> None:
+    lines = markdown(comparison()).splitlines()
+    assert lines[0].startswith("**a title** (batch 32, mergeable, requests, 2 windows")
+    assert {line.count("|") for line in lines[2:]} == {lines[2].count("|")}
+    assert len(lines) == 2 + 2 + 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (950, "950"), (999.6, "1 k"), (15_240, "15.2 k"), (2.5e6, "2.5 M"), (3e9, "3 G")],
+)
+def test_rates_as_text(value: float, text: str) -> None:
+    assert rate(value) == text
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"), [(5.25, "5.25 ns"), (21_400, "21.4 µs"), (1.2e6, "1.2 ms"), (3e9, "3 s")]
+)
+def test_durations_as_text(ns: float, text: str) -> None:
+    assert duration(ns) == text
+
+
+def test_a_summary_of_nothing() -> None:
+    nothing = Summary.of("nothing", [])
+    assert nothing.per_1000 == {}
+    assert nothing.quartiles == (0.0, 0.0)
