@@ -152,8 +152,8 @@ class Ring:
     # Making buffers available
 
     def add(self, job: Job, pieces: tuple[int, ...] | None = None) -> Sent:
-        """Add a buffer. `pieces`: the lengths to cut the device-readable part into, 0, and those for
-        the device-writable part; by default each part is one piece."""
+        """Add a buffer. `pieces`: the lengths to cut its device-readable part into, 0, and those
+        for the device-writable part; by default each part is one piece."""
         arena = self._session.arena
         cut = _cut(job, pieces)
         readable = [arena.alloc(length) for length in cut[0]]

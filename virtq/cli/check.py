@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 
 import click
 from rich.markup import escape
@@ -95,12 +97,15 @@ def check(
         return
     if uri is None:
         raise click.UsageError("missing URI: what to judge, such as vhost-user:/run/disk.sock")
+    with beginning():
+        for file in filter(None, (junit, sarif, report)):
+            out.write(file, "")  # that it cannot be written should be known before, not after
     with beginning(uri):
         subject = _subject(uri, device_type)
     done: list[Result] = []
     total = sum(len(case.kinds) or 1 for case in cases) * repeat
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True, disable=as_json) as progress:
+    with _quiet(), Progress(*columns, transient=True, disable=as_json) as progress:
         task = progress.add_task("", total=total)
         for turn in range(repeat):
             for result in run(subject, cases, seed=seed + turn, patience_s=patience_s):
@@ -119,6 +124,19 @@ def check(
     else:
         _show(subject, done)
     ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What a device in this process has to say of what is done to it is not news here."""
+    log = logging.getLogger("virtq")
+    before = log.level
+    if not log.isEnabledFor(logging.INFO):
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _subject(uri: str, device_type: int | None) -> Subject:

@@ -63,7 +63,8 @@ def what_was_not_offered(ctx: Context) -> None:
         return
     # Accepted means: dropped. The device must then serve a plain split ring.
     session.reset()
-    ctx.live(session=session)
+    live = ctx.live(session=session)
+    live.ring.serve(*live.jobs(2))
 
 
 @case("feat.dev.no-unsupported-offer", rings=False)

@@ -1,0 +1,669 @@
+"""Devices that get one thing wrong, and the cases that must notice.
+
+A mutant is the reference with one method, or one method of its ring's half, replaced. `CATCHES`
+says which cases have to fail on it, in at least one kind of ring.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from tests.check.reference import Packed, Reference, Served, Split
+from virtq._core import Position
+from virtq.features import F
+from virtq.model.memory import INDIRECT, NEXT, WRITE, DeviceHalf, Piece, Taken
+from virtq.model.memory import Position as ModelPosition
+from virtq.model.notify import PackedEvent
+from virtq.model.packed import Descriptor as PackedDescriptor
+from virtq.status import Status
+from virtq.wire.blk import BlkFeature, Header, Segment, Type
+from virtq.wire.blk import Status as BlkStatus
+
+CATCHES: dict[type[Reference], tuple[str, ...]] = {}
+
+
+def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:
+    def register(mutant: type[Reference]) -> type[Reference]:
+        CATCHES[mutant] = cases
+        return mutant
+
+    return register
+
+
+# Status and reset
+
+
+@catches("status.reset_reads_zero")
+class KeepsAStatusBit(Reference):
+    def reset(self) -> None:
+        self.forget_queues()
+        self.status = Status.ACKNOWLEDGE if self.status else 0
+
+
+@catches("status.reset_while_live")
+class LivesOnce(Reference):
+    lived = False
+
+    def accepts(self, features: int) -> bool:
+        return not self.lived and super().accepts(features)
+
+    def reset(self) -> None:
+        self.lived = self.lived or bool(self.status & Status.DRIVER_OK)
+        super().reset()
+
+
+@catches("status.nothing_before_driver_ok")
+class Hasty(Reference):
+    def may_serve(self) -> bool:
+        return bool(self.status & Status.FEATURES_OK)
+
+
+@catches("status.quiet_after_reset")
+class GoesOnAfterAReset(Reference):
+    look_again_s = 0.001
+
+    def reset(self) -> None:
+        self.status = self.features = 0
+
+    def may_serve(self) -> bool:
+        return True
+
+
+@catches("status.needs_reset_is_off")
+class WantsAReset(Reference):
+    def read_status(self) -> int:
+        status = super().read_status()
+        return status | Status.DEVICE_NEEDS_RESET if status & Status.FEATURES_OK else status
+
+
+@catches("status.configuration_before_features_ok")
+class HidesItsConfiguration(Reference):
+    def read_config(self, offset: int, length: int) -> bytes:
+        if self.status & Status.FEATURES_OK:
+            return super().read_config(offset, length)
+        return bytes(length)
+
+
+# Features
+
+
+@catches("features.version_1_is_offered")
+class Legacy(Reference):
+    offered = Reference.offered & ~int(F.VERSION_1)
+
+
+@catches("features.prerequisites_are_offered", "blk.flush_is_offered")
+class CacheWithoutFlush(Reference):
+    offered = Reference.offered & ~int(BlkFeature.FLUSH)
+
+
+@catches("features.every_kind_is_accepted")
+class RefusesPacked(Reference):
+    def accepts(self, features: int) -> bool:
+        return super().accepts(features) and not features & F.RING_PACKED
+
+
+@catches("features.each_ring_feature_alone")
+class WantsEventsWithTables(Reference):
+    def accepts(self, features: int) -> bool:
+        both = F.INDIRECT_DESC | F.EVENT_IDX
+        return super().accepts(features) and features & both in (0, both)
+
+
+@catches("features.what_was_not_offered")
+class TakesWhatItDoesNotHave(Reference):
+    offered = Reference.offered & ~int(F.RING_PACKED)
+    stuck = False
+
+    def accepts(self, features: int) -> bool:
+        self.stuck = self.stuck or bool(features & F.RING_PACKED)
+        return True
+
+    def may_serve(self) -> bool:
+        return super().may_serve() and not self.stuck
+
+
+@catches("features.no_reserved_bits")
+class OffersTheFuture(Reference):
+    offered = Reference.offered | 1 << 45
+
+
+@catches("features.version_1_declined")
+class DiesOfLegacy(Reference):
+    def write_features(self, features: int) -> None:
+        super().write_features(features)
+        self.gone = self.gone or not features
+
+
+@catches("features.the_kind_takes_effect")
+class AlwaysSplit(Reference):
+    def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
+        return Split(self.memory, self.features, size, desc, driver, device)
+
+
+# The split ring
+
+
+@catches("split.the_used_index_counts_from_zero")
+class BeginsAtOne(Reference):
+    class split(Split):
+        def _publish(self) -> None:
+            self.ring.used_idx = self.used_idx + 1
+
+
+@catches("split.the_id_is_the_head")
+class NamesTheLastDescriptor(Reference):
+    class split(Split):
+        def _take_one(self) -> Taken | None:
+            if (taken := super()._take_one()) is not None and taken.slots > 1:
+                taken.id = (taken.id + taken.slots - 1) % self.size
+            return taken
+
+        def _check_unchanged(self, buffer: Taken) -> None:
+            """It could not find it again."""
+
+
+@catches("split.around_the_ring")
+class StopsAtTheEnd(Reference):
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            if self.used_idx < self.size:
+                super()._use(batch)
+
+
+@catches("split.past_65536")
+class CountsTo65535(Reference):
+    class split(Split):
+        def _publish(self) -> None:
+            if self.used_idx < 0xFF00:
+                super()._publish()
+
+
+@catches("split.the_table_is_not_written")
+class ClearsDescriptors(Reference):
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            for buffer in batch:
+                desc = self.ring.desc(buffer.id)
+                self.ring.set_desc(buffer.id, desc._replace(flags=desc.flags | 0x100))
+            super()._use(batch)
+
+
+@catches("split.readable_bytes_stay", "packed.readable_bytes_stay")
+class WritesTheHeader(Reference):
+    def handle(self, buffer: Taken) -> int:
+        written = super().handle(buffer)
+        self.memory.write(buffer.pieces[0].address + 4, b"!")
+        return written
+
+
+@catches("split.data_is_there_when_the_index_says_so")
+class DataLater(Reference):
+    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
+        for buffer in taken:
+            half.complete(buffer, buffer.writable)
+        half.flush()
+        time.sleep(0.002)
+        for buffer in taken:
+            self.handle(buffer)
+
+
+class Flags(Reference):
+    value: ClassVar[int]
+
+    def serve(self, served: Served) -> None:
+        super().serve(served)
+        if isinstance(served.half, Split):
+            served.half.ring.used_flags = self.value
+
+
+@catches("split.used_flags_without_event_idx")
+class ReservedUsedFlags(Flags):
+    value = 4
+
+
+@catches("split.used_flags_with_event_idx")
+class UsedFlagsWithEventIdx(Flags):
+    value = 1
+
+
+@catches("split.spurious_notifications")
+class BreaksWhenWokenForNothing(Reference):
+    def serve(self, served: Served) -> None:
+        if self.status & Status.DRIVER_OK and not served.half.has_available:
+            served.broken = bool(served.half.all_taken) or served.broken
+        super().serve(served)
+
+
+@catches("split.the_largest_queue")
+class LosesWhatIsFar(Reference):
+    class split(Split):
+        def _take_one(self) -> Taken | None:
+            return super()._take_one() if self.last_avail < 100 else None
+
+
+@catches("split.a_queue_of_two")
+class NoSmallQueues(Reference):
+    def serve(self, served: Served) -> None:
+        if getattr(served.half, "size", 0) > 2:
+            super().serve(served)
+
+
+# The packed ring
+
+
+@catches("packed.the_first_used_descriptor")
+class WrapBeginsAtZero(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            self.next_used = self.next_used._replace(wrap=1 - self.next_used.wrap)
+            super()._use(batch)
+            self.next_used = self.next_used._replace(wrap=1 - self.next_used.wrap)
+
+
+@catches("packed.around_the_ring")
+class NeverWraps(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            super()._use(batch)
+            self.next_used = self.next_used._replace(wrap=1)
+
+
+@catches("packed.a_size_that_is_no_power_of_two")
+class PowersOfTwo(Reference):
+    def serve(self, served: Served) -> None:
+        size = getattr(served.half, "size", 0)
+        if not size & (size - 1):
+            super().serve(served)
+
+
+@catches("packed.a_list_has_one_used_descriptor")
+class MovesByOne(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            for buffer in batch:
+                buffer.slots = 1
+            super()._use(batch)
+
+
+@catches("packed.a_list_across_the_end")
+class NoListAcrossTheEnd(Reference):
+    class packed(Packed):
+        def _take_one(self) -> Taken | None:
+            taken = super()._take_one()
+            if taken is not None and self.next_avail.slot < taken.slots - 1:
+                self.next_avail = self.next_avail.back(taken.slots, self.size)
+                return None
+            return taken
+
+
+@catches("packed.the_write_flag")
+class NoWriteFlag(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            slot = self.next_used.slot
+            super()._use(batch)
+            desc = self.ring.desc(slot)
+            self.ring.set_desc(slot, desc._replace(flags=desc.flags & ~WRITE))
+
+
+@catches("packed.used_descriptors_stay")
+class ScribblesLater(Reference):
+    def serve(self, served: Served) -> None:
+        super().serve(served)
+        if isinstance(served.half, Packed) and served.half.all_taken:
+            time.sleep(0.004)
+            ring = served.half.ring
+            desc = ring.desc(0)
+            ring.set_desc(0, desc._replace(addr=desc.addr + 1))
+
+
+@catches("packed.what_is_not_available_is_not_used")
+class IgnoresTheFlags(Reference):
+    class packed(Packed):
+        def _take_one(self) -> Taken | None:
+            at = self.next_avail
+            desc = self.ring.desc(at.slot)
+            behind = self.ring.desc(at.advanced(1, self.size).slot)
+            if self.all_taken and not self.has_available and behind.len and behind.id:
+                self.ring.set_desc(at.slot, desc._replace(flags=desc.flags ^ 0x80))
+            return super()._take_one()
+
+
+@catches("packed.many_at_once", "split.the_largest_queue")
+class TakesHalf(Reference):
+    def take(self, half: DeviceHalf) -> Sequence[Taken]:
+        taken = super().take(half)
+        if len(taken) > 20:
+            half.put_back(taken[20:])
+            self.stopped = True
+        return taken[:20] if not getattr(self, "held", False) else []
+
+    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
+        super().use(half, taken)
+        self.held = getattr(self, "stopped", False)
+
+
+@catches("packed.the_device_event_structure")
+class ReservedEventFlags(Reference):
+    class packed(Packed):
+        def enable_kicks(self) -> bool:
+            found = super().enable_kicks()
+            event = self.ring.device_event
+            self.ring.device_event = PackedEvent(event.offset, event.wrap, event.flags | 0x100)
+            return found
+
+
+@catches("packed.the_driver_event_structure_stays")
+class WritesTheDriverArea(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            super()._use(batch)
+            self.ring.driver_event = PackedEvent(7, 0, 0)
+
+
+# In order
+
+
+@catches(
+    "in_order.batches",
+    "in_order.a_full_ring",
+    "in_order.around_the_end",
+    "in_order.mixed_sizes",
+    "in_order.indirect_within_a_batch",
+    "in_order.event_index_within_a_batch",
+    "in_order.a_long_random_run",
+    "packed.many_at_once",
+)
+class NamesTheFirstOfABatch(Reference):
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            super()._use(batch)
+            if self.in_order:
+                slot = (self.used_idx - len(batch)) % self.size
+                self.ring.set_used(slot, batch[0].id, self.ring.used(slot)[1])
+
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            slot = self.next_used.slot
+            super()._use(batch)
+            if self.in_order:
+                self.ring.set_desc(slot, self.ring.desc(slot)._replace(id=batch[0].id))
+
+
+@catches("in_order.one_by_one", "in_order.after_a_reset")
+class SwapsTheSecondAndThird(Reference):
+    """Of buffers that come one by one, it keeps the second until the third is done."""
+
+    held: Taken | None = None
+    seen = 0
+
+    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
+        self.seen += len(taken)
+        if half.in_order and self.seen >= 2:
+            return  # never comes
+        super().use(half, taken)
+
+
+@catches("in_order.skipped_buffers_are_full")
+class SkipsWhatIsShort(Reference):
+    class split(Split):
+        def complete(self, buffer: Taken, written: int) -> None:
+            super().complete(buffer, buffer.writable if self.in_order else written)
+
+    class packed(Packed):
+        def complete(self, buffer: Taken, written: int) -> None:
+            super().complete(buffer, buffer.writable if self.in_order else written)
+
+    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
+        status, reply = super().request(header, data, room)
+        return status, reply[: len(reply) // 2] if header.type == Type.GET_ID else reply
+
+    def put_last(self, buffer: Taken, status: int) -> None:
+        """The status of what was cut is where the data ended."""
+        length = buffer.writable
+        if length != 21:
+            super().put_last(buffer, status)
+            return
+        self.memory.write(buffer.pieces[-1].address, b"x" * 10 + b"\xa5" * 10 + b"\xa5")
+        self.memory.write(buffer.pieces[-1].address, b"\0" * 10)
+
+
+# Indirect
+
+
+@catches("indirect.tables")
+class NoTables(Reference):
+    def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
+        half = super().make_half(size, desc, driver, device)
+        half.indirect = False
+        return half
+
+
+class Walks(Split):
+    """Judges the flags of what it reads."""
+
+    def judge(self, flags: int) -> None: ...
+
+    def _walk(self, head: int) -> tuple[int, list[Piece], tuple[int, int] | None]:
+        self.judge(self.ring.desc(head).flags)
+        return super()._walk(head)
+
+
+@catches("indirect.write_on_the_referring_descriptor")
+class MindsWriteOnATable(Reference):
+    class split(Walks):
+        def judge(self, flags: int) -> None:
+            if flags & INDIRECT and flags & WRITE:
+                raise ValueError("WRITE with INDIRECT")
+
+
+@catches("indirect.write_on_the_referring_descriptor_packed")
+class MindsWriteOnAPackedTable(Reference):
+    class packed(Packed):
+        def _take_one(self) -> Taken | None:
+            flags = self.ring.desc(self.next_avail.slot).flags
+            if self.has_available and flags & INDIRECT and flags & WRITE:
+                raise ValueError("WRITE with INDIRECT")
+            return super()._take_one()
+
+
+@catches("indirect.noise_in_a_table")
+class MindsNextInATable(Reference):
+    class packed(Packed):
+        def _walk_table(self, addr: int, length: int) -> list[Piece]:
+            for at in range(addr, addr + length, 16):
+                if PackedDescriptor.load(self.memory, at).flags & NEXT:
+                    raise ValueError("NEXT in a table")
+            return super()._walk_table(addr, length)
+
+
+@catches("indirect.direct_then_indirect")
+class TablesAlone(Reference):
+    class split(Split):
+        def _walk(self, head: int) -> tuple[int, list[Piece], tuple[int, int] | None]:
+            slots, pieces, table = super()._walk(head)
+            if table and slots > 1:
+                raise ValueError("a table behind direct descriptors")
+            return slots, pieces, table
+
+
+# Framing
+
+
+@catches("framing.any_cut", "framing.a_long_chain")
+class HeaderInOnePiece(Reference):
+    def handle(self, buffer: Taken) -> int:
+        if buffer.pieces[0].length != 16:
+            raise ValueError("the first descriptor is not the header")
+        return super().handle(buffer)
+
+
+# Notifications
+
+
+@catches(
+    "notifications.flags_0",
+    "notifications.used_event_without_event_idx",
+    "notifications.the_event_index_is_hit",
+    "notifications.flags_with_event_idx",
+    "notifications.an_event_index_within_a_batch",
+    "notifications.event_flags_enable",
+    "notifications.a_descriptor_event_is_hit",
+    "notifications.a_descriptor_event_within_a_batch",
+    "in_order.event_index_within_a_batch",
+)
+class NeverCalls(Reference):
+    def notify(self, served: Served) -> None:
+        served.half.call_wanted()
+
+
+@catches(
+    "notifications.flags_1",
+    "notifications.the_event_index_is_missed",
+    "notifications.event_flags_disable",
+    "notifications.a_descriptor_event_is_missed",
+)
+class AlwaysCalls(Reference):
+    def notify(self, served: Served) -> None:
+        os.eventfd_write(served.call, 1)
+
+
+@catches("notifications.used_event_without_event_idx")
+class MindsUsedEvent(Reference):
+    class split(Split):
+        def _call_wanted(self) -> bool:
+            self.event_idx, had = True, self.event_idx
+            self.called_before = True
+            wanted = super()._call_wanted()
+            self.event_idx = had
+            return wanted
+
+
+@catches("notifications.flags_with_event_idx")
+class MindsFlagsWithEventIdx(Reference):
+    class split(Split):
+        def _call_wanted(self) -> bool:
+            return super()._call_wanted() and not self.ring.avail_flags
+
+
+@catches("notifications.an_event_index_within_a_batch")
+class ComparesOnlyTheFirst(Reference):
+    class split(Split):
+        def _call_wanted(self) -> bool:
+            old = self.decided_at
+            self.called_before = True
+            wanted = super()._call_wanted()
+            return wanted and (not self.event_idx or self.ring.used_event == old)
+
+
+# Resetting a queue
+
+
+@catches("queue_reset.begins_anew", "queue_reset.many_times", "in_order.after_a_reset")
+class RemembersWhereItStood(Reference):
+    stood: Position | None = None
+
+    def drop(self, index: int) -> None:
+        at = self.queues[index].half.position
+        self.stood = Position(*at)
+        super().drop(index)
+
+    def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
+        half = super().make_half(size, desc, driver, device)
+        if self.stood is not None and self.stood.available < size:
+            half.restore(ModelPosition(*self.stood))
+        return half
+
+
+@catches("queue_reset.nothing_while_reset")
+class IgnoresAQueueReset(Reference):
+    def reset_queue(self, index: int) -> Position:
+        return Position(0, 1, 0, 1, 0)
+
+
+# Malformed rings
+
+
+@catches(
+    "malformed.a_buffer_nowhere",
+    "malformed.an_address_that_overflows",
+    "malformed.a_length_of_zero",
+    "malformed.a_loop",
+    "malformed.a_head_beyond_the_table",
+    "malformed.an_index_that_jumps",
+    "malformed.a_table_of_odd_length",
+    "malformed.a_table_of_no_length",
+    "malformed.a_table_with_next",
+    "malformed.a_list_longer_than_the_ring",
+    "malformed.readable_after_writable",
+)
+class DiesOfAMalformedRing(Reference):
+    def serve(self, served: Served) -> None:
+        try:
+            super().serve(served)
+        except Exception:
+            self.gone = True
+            raise
+
+
+# The disk
+
+
+@catches("blk.read_and_write", "blk.zeroes_read_as_zeroes")
+class ForgetsWrites(Reference):
+    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
+        if header.type == Type.OUT:
+            return BlkStatus.OK, b""
+        if header.type == Type.WRITE_ZEROES:
+            return BlkStatus.OK, b""
+        return super().request(header, data, room)
+
+
+@catches("blk.an_unknown_request", "blk.zone_requests_without_zoned")
+class KnowsEverything(Reference):
+    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
+        status, reply = super().request(header, data, room)
+        return (BlkStatus.OK if status == BlkStatus.UNSUPP else status), reply
+
+
+@catches("blk.beyond_the_end")
+class HasNoEnd(Reference):
+    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
+        if header.type == Type.IN:
+            return BlkStatus.OK, bytes(room)
+        return super().request(header, data, room)
+
+
+@catches("blk.read_only")
+class WritesReadOnly(Reference):
+    offered = Reference.offered | int(BlkFeature.RO)
+
+    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
+        return (
+            (BlkStatus.OK, b"") if header.type == Type.OUT else super().request(header, data, room)
+        )
+
+
+@catches("blk.padding")
+class NoisyPadding(Reference):
+    @property
+    def config(self) -> bytes:
+        config = bytearray(super().config)
+        config[33] = 1
+        return bytes(config)
+
+
+@catches("blk.writeback_without_flush")
+class WritebackAlways(Reference):
+    def writeback(self) -> int:
+        return 1
+
+
+@catches("blk.discard_with_flags", "blk.zeroes_with_flags")
+class IgnoresFlags(Reference):
+    def ranges(self, kind: int, segments: Sequence[Segment]) -> int:
+        return super().ranges(kind, [segment._replace(flags=0) for segment in segments])

@@ -1,0 +1,43 @@
+"""Every case fails on a device that breaks what it checks, and passes on one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.check.mutants import CATCHES
+from tests.check.reference import Reference
+from virtq.check.case import CASES
+from virtq.check.results import BAD
+from virtq.check.run import Result, Subject, run
+
+PATIENCE_S, PATIENCE_WITH_A_MUTANT_S = 10.0, 0.25
+WITHOUT_A_MUTANT = {"blk.zoned_is_not_offered": "whether a disk has zones cannot be seen otherwise"}
+
+
+def judge(
+    device: type[Reference], names: tuple[str, ...], patience_s: float = PATIENCE_S
+) -> Iterator[Result]:
+    subject = Subject.find("reference:", device, None, None)
+    return run(subject, [CASES[name] for name in names], patience_s=patience_s)
+
+
+def test_every_case_has_a_mutant() -> None:
+    caught = {name for names in CATCHES.values() for name in names}
+    assert caught <= set(CASES)
+    assert set(CASES) - caught == set(WITHOUT_A_MUTANT)
+
+
+@pytest.mark.parametrize("area", sorted({case.area for case in CASES.values()}))
+def test_the_reference_passes(area: str) -> None:
+    names = tuple(name for name, case in CASES.items() if case.area == area)
+    wrong = [result for result in judge(Reference, names) if result.verdict in BAD]
+    assert not wrong, [(r.title, r.expected, r.came, r.reason) for r in wrong]
+
+
+@pytest.mark.parametrize("mutant", CATCHES, ids=lambda mutant: mutant.__name__)
+def test_a_mutant_is_caught(mutant: type[Reference]) -> None:
+    for name in CATCHES[mutant]:
+        results = judge(mutant, (name,), PATIENCE_WITH_A_MUTANT_S)
+        assert any(result.verdict in BAD for result in results), f"{name} does not notice"
