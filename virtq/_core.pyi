@@ -606,6 +606,7 @@ class NetPump:
         (5.1.4). `wait` as for `BlkPump`.
 
         A receive queue gets one used entry per buffer, also IN_ORDER, as drivers (DPDK) need it.
+        The pumps of a queue pair that poll share one thread.
 
         Raises ValueError for a pair that the port does not have and for another word than those of
         `wait`, OSError if the queue has a pump already."""

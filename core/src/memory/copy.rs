@@ -70,6 +70,18 @@ pub unsafe fn copy_to_shared(into: *mut u8, from: &[u8]) {
     compiler_fence(Ordering::SeqCst);
 }
 
+/// Ask for a line of memory that will be read soon. Any address will do.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which has no other effect and faults nowhere.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Fills shared memory with a word, the last of them cut where the length is no multiple of eight.
 ///
 /// # Safety
