@@ -1,1 +1,1 @@
-"""Programs that others wrote, started to be measured beside virtq."""
+"""Programs that others wrote, run beside ours: started, driven, and ended whatever happens."""
