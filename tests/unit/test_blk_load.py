@@ -143,7 +143,9 @@ def test_what_was_filled_is_found(kind: int, indirect: int, wait: str) -> None:
         assert device["used_entries"] == filled["used_entries"] + did["used_entries"]
         assert device["calls_sent"] >= filled["calls"] + did["calls"]
         if wait == "poll":
-            assert (did["kicks"], did["calls"]) == (0, 0)
+            # With EVENT_IDX a device cannot refuse them: it names an index that comes again.
+            assert did["kicks"] <= 1 + did["requests"] // 0x4000
+            assert did["calls"] == 0
         # The queue is as it was: it takes buffers, and gives them back.
         assert one.drivers[0].free == QUEUE_SIZE
 
