@@ -337,6 +337,7 @@ def _tables(result: Result) -> list[RenderableType]:
 def _table(made: Rows, title: str | None) -> Table:
     headings = [heading.replace(" ", "\n") for heading in made.headings]
     shown = table(*headings, title=title, numbers=range(1, len(headings)))
+    shown.columns[0].no_wrap = False  # rather the names than the numbers
     for row in made.rows:
         shown.add_row(*row)
     return shown
