@@ -90,6 +90,17 @@ class Rows:
 
     headings: list[str]
     rows: list[list[str]]
+    counts_from: int
+    """The column at which counts begin, after what is measured in time."""
+
+    def halves(self) -> list[Rows]:
+        """What is measured in time, and the counts, each with the names, for a narrow place."""
+        at = self.counts_from
+        if at >= len(self.headings):
+            return [self]
+        first = Rows(self.headings[:at], [row[:at] for row in self.rows], at)
+        counts = [[row[0], *row[at:]] for row in self.rows if any(row[at:])]
+        return [first, Rows(["", *self.headings[at:]], counts, 1)]
 
 
 def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False) -> Rows:
@@ -113,10 +124,11 @@ def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False)
             ("medians", lambda one: _factor_of(to_base.get(one.name), "medians")),
             ("bests", lambda one: _factor_of(to_base.get(one.name), "bests")),
         ]
-    for name in counts:
-        columns.append((COUNTS[name].heading, lambda one, name=name: _count(one, name)))  # type: ignore[misc]
     for key in latencies:
         columns.append((key, lambda one, key=key: _latency(one, key)))  # type: ignore[misc]
+    counts_from = 1 + len(columns)
+    for name in counts:
+        columns.append((COUNTS[name].heading, lambda one, name=name: _count(one, name)))  # type: ignore[misc]
     aims = targets(comparison)
     if aims and verdicts:
         columns.append(("target", lambda one: aims.get(one.name, "")))
@@ -125,7 +137,8 @@ def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False)
         for one in contenders
     ]
     width = len(columns) + 1
-    return Rows(["", *(name for name, _ in columns)], [_wide(row, width) for row in made])
+    headings = ["", *(name for name, _ in columns)]
+    return Rows(headings, [_wide(row, width) for row in made], counts_from)
 
 
 def _row(one: Summary, columns: list[tuple[str, Callable[[Summary], str]]]) -> list[str]:

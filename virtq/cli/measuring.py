@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from virtq.bench import machine
@@ -28,7 +29,7 @@ from virtq.bench.measure import (
     run_case,
 )
 from virtq.bench.result import Result
-from virtq.bench.table import caption, markdown, rows, targets
+from virtq.bench.table import Rows, caption, markdown, rows, targets
 from virtq.cli.demo import interruptible
 from virtq.cli.failures import EXIT_FAILED, beginning, reason
 from virtq.cli.options import SIZE
@@ -323,14 +324,23 @@ def _tables(result: Result) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for comparison in result.comparisons:
         made = rows(comparison, brief=True)
-        headings = [heading.replace(" ", "\n") for heading in made.headings]
-        shown = table(*headings, title=comparison.title, numbers=range(1, len(headings)))
-        for row in made.rows:
-            shown.add_row(*row)
-        parts += [shown, Text(_below(comparison), "dim")]
+        whole = _table(made, comparison.title)
+        fits = Console(width=1000).measure(whole).maximum <= Console().width
+        for position, half in enumerate([made] if fits else made.halves()):
+            parts.append(_table(half, comparison.title if position == 0 else None))
+        parts.append(Text(_below(comparison), "dim"))
     notes = [Text(note) for note in result.notes]
     where = Text(f"{result.machine.title}\n{result.started}, {result.seconds:.0f} s", "dim")
     return [*parts, *notes, where]
+
+
+def _table(made: Rows, title: str | None) -> Table:
+    headings = [heading.replace(" ", "\n") for heading in made.headings]
+    shown = table(*headings, title=title, numbers=range(1, len(headings)))
+    shown.columns[0].no_wrap = False  # rather the names than the numbers
+    for row in made.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def _below(comparison: Comparison) -> str:
