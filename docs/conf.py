@@ -131,22 +131,24 @@ _write_reference()
 
 
 CODE = re.compile(r"[\w)] = |def |class |import |with ")
+STATEMENT = re.compile(r"(async |with |class |def |for |import |from ).*")
 
 
 def _literal_where_indented(app, what, name, obj, options, lines: list[str]) -> None:
+    """Paragraphs that are indented, and those that are Python with something indented in them, are
+    code."""
+    text = "\n".join(lines).replace("Error_", "Error\\_")
     shown: list[str] = []
     inside = False
-    lines[:] = [line.replace("Error_", "Error\\_") for line in lines]
-    for number, line in enumerate(lines):
-        indented = line.startswith("    ")
-        starts = indented and (number == 0 or not lines[number - 1].strip())
-        if not inside and starts:
-            language = "python" if CODE.search(line) else "text"
+    for paragraph in re.split(r"\n(?:[ \t]*\n)+", text):
+        rows = paragraph.splitlines() or [""]
+        is_python = STATEMENT.match(rows[0]) and any(row.startswith("    ") for row in rows)
+        is_code = rows[0].startswith("    ") or bool(is_python)
+        if is_code and not inside:
+            language = "python" if CODE.search(rows[0]) or is_python else "text"
             shown += [f".. code-block:: {language}", "   :force:", ""]
-            inside = True
-        elif inside and line.strip() and not indented:
-            inside = False
-        shown.append(line)
+        inside = is_code
+        shown += [f"    {row}" if is_code else row for row in rows] + [""]
     lines[:] = shown
 
 

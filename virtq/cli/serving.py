@@ -84,7 +84,7 @@ class Terms:
     stats_s: float | None
     as_json: bool
     faults: tuple[str, ...]
-    seed: int | None
+    fault_seed: int | None
     trace: str | None
     capture: str | None
 
@@ -92,9 +92,9 @@ class Terms:
     def wrapping(self) -> Wrapping:
         """The wrappers that are asked for. Raises click.UsageError for options that do not go
         together."""
-        if self.seed is not None and not self.faults:
+        if self.fault_seed is not None and not self.faults:
             raise click.UsageError("--seed goes with --fault")
-        return Wrapping(self.faults, self.seed, self.trace, self.capture)
+        return Wrapping(self.faults, self.fault_seed, self.trace, self.capture)
 
     @property
     def places(self) -> list[str | int]:
@@ -151,7 +151,7 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
                 help="Print rates this often.",
             ),
             json_option,
-            *wrapper_options,
+            *wrapper_options(function),
         )
     ):
         command = option(command)
@@ -172,7 +172,7 @@ def serve_all(endpoints: Sequence[Endpoint], terms: Terms) -> None:
             endpoint.recorder.offered_features  # noqa: B018 - raises for an offer that cannot be
     started = time.monotonic()
     if terms.faults:
-        say(f"virtq: faults happen as with --seed {wrapping.seed}")
+        say(f"virtq: faults happen as with --fault-seed {wrapping.seed}")
     try:
         failure = asyncio.run(_serve_all(endpoints, terms))
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -28,16 +28,30 @@ Faults (--fault WHAT:WHEN:FAULT) are for testing drivers:
   @FILE  a script: one fault on each line, # begins a comment
 """
 
-wrapper_options: tuple[Callable[[Any], Any], ...] = (
+
+def wrapper_options(command: Callable[..., None]) -> Iterator[Callable[[Any], Any]]:
+    """The options, for a command that may have a `--seed` of its own."""
+    params: list[click.Parameter] = getattr(command, "__click_params__", [])
+    taken = any("--seed" in param.opts for param in params)
+    seed = ["--fault-seed"] if taken else ["--seed", "--fault-seed"]
+    yield from _OPTIONS[:1]
+    yield click.option(
+        *seed,
+        "fault_seed",
+        metavar="N",
+        type=int,
+        help="What chance depends on, to repeat the same faults.",
+    )
+    yield from _OPTIONS[1:]
+
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--fault",
         "faults",
         metavar="FAULT",
         multiple=True,
         help="Let things go wrong, such as read:1%:EIO (see above). May be repeated.",
-    ),
-    click.option(
-        "--seed", metavar="N", type=int, help="What chance depends on, to repeat the same faults."
     ),
     click.option(
         "--trace",
