@@ -11,6 +11,7 @@ length, and under IN_ORDER such a buffer ends its batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import stat
@@ -27,14 +28,16 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES_MAX = 64 << 10
 """What is put into one buffer at most, unless the caller says less."""
+SOURCE_RETRY_S = 0.01
+"""Between two looks at a source that has nothing at the moment."""
 
 
 class Source(Protocol):
     """Where random bytes come from."""
 
     def read(self, count: int) -> bytes:
-        """One to `count` bytes, without waiting for more than those. Raises OSError; EOFError when
-        there will be no more."""
+        """One to `count` bytes, at once. Raises BlockingIOError if there are none now, EOFError if
+        there will be none any more, and OSError."""
         ...
 
     def close(self) -> None: ...
@@ -164,19 +167,25 @@ class RngDevice(Device):
         wanted = min(request.writable, self.buffer_bytes_max)
         if not wanted:
             raise ValueError("a buffer without device-writable part, which nothing can fill")
-        if self.limit is not None:
-            return self._handle_limited(request, wanted, self.limit)
-        return request.write(self.source.read(wanted))
+        if self.limit is None:
+            with contextlib.suppress(BlockingIOError):
+                return request.write(self.source.read(wanted))
+        return self._handle_later(request, wanted)
 
-    async def _handle_limited(self, request: Request, wanted: int, limit: RateLimit) -> int:
+    async def _handle_later(self, request: Request, wanted: int) -> int:
         # One at a time, so that buffers get their bytes in the order in which they came.
         if self._turn is None:
             self._turn = asyncio.Lock()
         async with self._turn:
-            loop = asyncio.get_running_loop()
-            while not (given := limit.take(wanted, loop.time())):
-                await asyncio.sleep(limit.wait_s)
-            return request.write(self.source.read(given))
+            if self.limit is not None:
+                clock = asyncio.get_running_loop().time
+                while not (given := self.limit.take(wanted, clock())):
+                    await asyncio.sleep(self.limit.wait_s)
+                wanted = given
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    return request.write(self.source.read(wanted))
+                await asyncio.sleep(SOURCE_RETRY_S)
 
     def was_reset(self) -> None:
         self._turn = None

@@ -1,9 +1,9 @@
 """A thread that looks after a driver's virtqueues while the program does something else.
 
 Where the device has a say of its own (it opens a connection, closes a port), somebody has to
-listen when nobody calls. `Background` is a thread with an asyncio loop; all that touches the watched
-queues happens in it. What a driver does is written once, as coroutines of this loop, and called
-either way: `call` blocks the calling thread, `call_async` is awaited from any other loop.
+listen when nobody calls. `Background` is a thread with an asyncio loop; all that touches the
+watched queues happens in it. What a driver does is written once, as coroutines of this loop, and
+called either way: `call` blocks the calling thread, `call_async` is awaited from any other loop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,34 @@ from virtq.errors import VirtqError
 from virtq.queue import CHECK_INTERVAL_S, DriverQueue, Used
 
 T = TypeVar("T")
+
+
+class Waiting:
+    """Coroutines of the driver's thread that wait for something to change."""
+
+    def __init__(self) -> None:
+        self._futures: set[asyncio.Future[None]] = set()
+
+    def changed(self) -> None:
+        """Have all of them look again. From the thread."""
+        for future in self._futures:
+            if not future.done():
+                future.set_result(None)
+        self._futures.clear()
+
+    async def until(self, ready: Callable[[], bool], timeout_s: float | None, what: str) -> None:
+        """Wait until `ready`. Raises TimeoutError that says `what` did not happen."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not ready():
+                    future = asyncio.get_running_loop().create_future()
+                    self._futures.add(future)
+                    try:
+                        await future
+                    finally:
+                        self._futures.discard(future)
+        except TimeoutError:
+            raise TimeoutError(f"{what} within {timeout_s} s") from None
 
 
 class Background:
@@ -47,6 +75,11 @@ class Background:
         if self._loop is None:
             raise VirtqError(f"{self._name} is closed")
         return self._loop
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why nothing more will come, or None."""
+        return self._failure
 
     @property
     def running(self) -> bool:

@@ -1,9 +1,9 @@
 """Driving an entropy device (VIRTIO 1.4, section 5.4).
 
-    with virtq.connect("vhost-user:/run/rng.sock", driver=RngDriver) as rng:
-        key = rng.read(32)
-        with rng.open() as file:
-            file.read(16)
+with virtq.connect("vhost-user:/run/rng.sock", driver=RngDriver) as rng:
+    key = rng.read(32)
+    with rng.open() as file:
+        file.read(16)
 """
 
 from __future__ import annotations

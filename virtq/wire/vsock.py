@@ -88,6 +88,9 @@ class Boundary(IntFlag):
     RECORD = 1 << 1
 
 
+NO_BOUNDARY = Boundary(0)
+
+
 TRANSPORT_RESET = 0
 """The id of the only event (5.10.6.7)."""
 

@@ -17,6 +17,7 @@ handed over, replies because the caller stops to `receive` while `backlog` is hi
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Collection
 from enum import Enum, auto
@@ -25,6 +26,7 @@ from typing import NamedTuple, Protocol
 from virtq.wire.vsock import (
     BOTH_WAYS,
     HEADER_BYTES,
+    NO_BOUNDARY,
     PACKET_DATA_MAX,
     Boundary,
     Header,
@@ -40,6 +42,7 @@ PENDING_BYTES = 64 << 10
 """How much of a connection's data waits to be packed at most."""
 
 _COUNTER = 1 << 32
+NO_DATA = memoryview(b"")
 
 
 class User(Protocol):
@@ -91,19 +94,19 @@ class _Item(NamedTuple):
 
     op: Op
     flags: int = 0
-    data: memoryview = memoryview(b"")
+    data: memoryview = NO_DATA
 
 
 class Flow:
     """One connection. Made by `Mux`."""
 
-    def __init__(self, mux: Mux, key: Key, state: State, user: User | None) -> None:
+    def __init__(self, mux: Mux, key: Key, state: State) -> None:
         self.key = key
         self.state = state
         self.peer_shutdown = Shutdown(0)
         self.own_shutdown = Shutdown(0)
         self._mux = mux
-        self._user = user
+        self.user: User | None = None
         self._items: deque[_Item] = deque()
         self._pending_bytes = 0
         # Free-running 32-bit counters (5.10.6.3).
@@ -128,6 +131,11 @@ class Flow:
         return max(0, PENDING_BYTES - self._pending_bytes)
 
     @property
+    def has_unsent(self) -> bool:
+        """Whether something waits that the other end has no room for, or the virtqueue."""
+        return bool(self._items)
+
+    @property
     def message_bytes_max(self) -> int:
         """The longest message of a seqpacket connection: it has to fit the other end's buffer."""
         return self._peer_buf_alloc
@@ -138,7 +146,7 @@ class Flow:
             self.state = State.OPEN
             self._push(_Item(Op.RESPONSE))
 
-    def send(self, data: bytes | memoryview, boundary: Boundary = Boundary(0)) -> None:
+    def send(self, data: bytes | memoryview, boundary: Boundary = NO_BOUNDARY) -> None:
         """Data for the other end, sent as its buffer space allows. `boundary` for its last byte.
         Does nothing once the direction is shut down."""
         if self.state is not State.OPEN or self.own_shutdown & Shutdown.SEND:
@@ -182,7 +190,8 @@ class Flow:
         self._push(_Item(Op.REQUEST))
 
     def attach(self, user: User) -> None:
-        self._user = user
+        """Say who uses the connection."""
+        self.user = user
 
     def take_credit(self, header: Header) -> None:
         """What the other end says of its buffer space, in every packet."""
@@ -285,10 +294,7 @@ class Flow:
             return not self._owes_update
         head = self._items[0]
         return (
-            head.op is Op.RW
-            and len(head.data) > 0
-            and not self.credit
-            and self._asked_for_credit
+            head.op is Op.RW and len(head.data) > 0 and not self.credit and self._asked_for_credit
         )
 
     def end(self, clean: bool) -> None:
@@ -318,8 +324,8 @@ class Flow:
         self._pending_bytes = 0
 
     def _tell(self, call: Callable[[User], None]) -> None:
-        if self._user is not None:
-            call(self._user)
+        if self.user is not None:
+            call(self.user)
 
     def _header(self, op: Op, flags: int = 0, length: int = 0) -> Header:
         key = self.key
@@ -336,7 +342,7 @@ class Flow:
             fwd_cnt=self._consumed,
         )
 
-    def _pack(self, op: Op, flags: int = 0, data: memoryview = memoryview(b"")) -> bytes:
+    def _pack(self, op: Op, flags: int = 0, data: memoryview = NO_DATA) -> bytes:
         self._owes_update = False
         self._told_consumed = self._consumed
         return self._header(op, flags, len(data)).pack() + data
@@ -386,17 +392,23 @@ class Mux:
         self._replies: deque[Header] = deque()
         self._ready: deque[Flow] = deque()
 
-    def connect(self, local_port: int, peer: tuple[int, int], type: int, user: User) -> Flow:
-        """Ask for a connection to `peer` (CID, port). Raises ValueError for a socket type that was
-        not negotiated, OSError if the addresses are in use or there are too many connections."""
+    def key(self, local_port: int, peer: tuple[int, int], type: int) -> Key:
+        """What a connection to `peer` (CID, port) has in `flows`."""
+        return Key(self.local_cid, local_port, *peer, type)
+
+    def connect(self, local_port: int, peer: tuple[int, int], type: int) -> Flow:
+        """Ask for a connection to `peer` (CID, port); `Flow.attach` says who uses it. Raises
+        ValueError for a socket type that was not negotiated, OSError if the addresses are in use or
+        there are too many connections."""
         if type not in self.types:
             raise ValueError(f"socket type {type} was not negotiated")
-        key = Key(self.local_cid, local_port, *peer, type)
+        key = self.key(local_port, peer, type)
         if key in self.flows:
-            raise OSError(f"port {local_port} is connected to {peer[0]}:{peer[1]} already")
+            text = f"port {local_port} is connected to {peer[0]}:{peer[1]} already"
+            raise OSError(errno.EADDRINUSE, text)
         if len(self.flows) >= self.connections_max:
-            raise OSError(f"there are {self.connections_max} connections already")
-        flow = self.flows[key] = Flow(self, key, State.ASKED, user)
+            raise OSError(errno.ENOBUFS, f"there are {self.connections_max} connections already")
+        flow = self.flows[key] = Flow(self, key, State.ASKED)
         flow.request()
         return flow
 
@@ -430,7 +442,7 @@ class Mux:
         if key.local_cid != self.local_cid or len(self.flows) >= self.connections_max:
             self._refuse(header)
             return
-        flow = Flow(self, key, State.ACCEPTING, None)
+        flow = Flow(self, key, State.ACCEPTING)
         flow.take_credit(header)
         user = self._accept(flow)
         if user is None:
