@@ -14,9 +14,10 @@ import socket
 from collections.abc import Awaitable
 
 from virtq._core import DeviceQueue, Request
-from virtq.device import Device, QueueSpec, handles
+from virtq.device import Device, QueueSpec
 from virtq.devices.vsock_host import HostConnection, HostListener, connect_to_host
 from virtq.features import Change
+from virtq.handlers import handles
 from virtq.wire.vsock import (
     DEVICE_ID,
     EVENT,
@@ -44,6 +45,8 @@ FIRST_HOST_PORT = 1 << 30
 """Ports of the host's ends are given out from here, so that they do not meet those that guests
 connect to."""
 EVENT_QUEUE_SIZE = 64
+BATCH_BUFFERS = 64
+"""Receive buffers that are filled before the driver is notified."""
 
 
 class VsockDevice(Device):
@@ -205,8 +208,9 @@ class VsockDevice(Device):
         self._sending_soon = False
         supply = self.supplies[QUEUE_NAMES[RECEIVE]]
         while self.mux.has_packet and self._waiting is None:
-            packets = []
-            for room in supply.rooms():
+            packets: list[bytes] = []
+            rooms = supply.rooms(BATCH_BUFFERS)
+            for room in rooms:
                 if room < HEADER_BYTES:
                     supply.give_up(f"a receive buffer of {room} bytes, less than a header")
                     return
@@ -216,7 +220,7 @@ class VsockDevice(Device):
                 packets.append(packet)
             if packets:
                 supply.put_nowait(*packets)
-            elif supply.rooms():
+            elif rooms:
                 break
             else:
                 self._waiting = self.spawn(self._wait_for_buffers())

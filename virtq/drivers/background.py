@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from virtq.calls import CHECK_INTERVAL_S
 from virtq.errors import VirtqError
-from virtq.queue import CHECK_INTERVAL_S, DriverQueue, Used
+from virtq.queue import DriverQueue, Used
 
 T = TypeVar("T")
 
@@ -52,17 +53,10 @@ class Waiting:
 class Background:
     """The thread, from `start` to `stop`; it can be started again."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        check: Callable[[], None],
-        failed: Callable[[Exception], None],
-    ) -> None:
-        """`check` is called now and then, to raise if the other end is gone. `failed` is told, in
-        the thread, why nothing more will come: the other end is gone, or broke a queue."""
+    def __init__(self, name: str, failed: Callable[[Exception], None]) -> None:
+        """`failed` is told, in the thread, why nothing more will come: the other end is gone, or
+        one of the queues is broken."""
         self._name = name
-        self._check = check
         self._failed = failed
         self._watched: dict[int, tuple[DriverQueue, Callable[[list[Used]], None]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -178,7 +172,8 @@ class Background:
         if self._loop is None or self._failure is not None:
             return
         try:
-            self._check()
+            for queue, _ in self._watched.values():
+                queue.check()
         except (VirtqError, OSError) as error:
             self._fail(error)
         else:

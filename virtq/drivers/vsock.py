@@ -94,7 +94,7 @@ class VsockDriver(Driver):
         self._unsent_bytes = 0
         self._held: list[Used] = []
         self._mux: Mux | None = None
-        self.background = Background("virtq-vsock", check=transport.check, failed=self._failed)
+        self.background = Background("virtq-vsock", self._failed)
         super().__init__(transport, **settings)
 
     # Initialization (5.10.5)

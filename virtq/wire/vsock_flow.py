@@ -219,7 +219,7 @@ class Flow:
             _WHILE_OPEN[op](self, header, data)
         else:
             self.reset()
-        if self.state is State.OPEN and self.credit > credit:
+        if self._items and self.credit > credit:
             self._asked_for_credit = False
             self._mux.has_something(self)
 
