@@ -1,0 +1,4 @@
+"""`virtq serve console`: consoles and ports."""
+import click
+@click.command()
+def console() -> None: pass
