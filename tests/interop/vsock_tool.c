@@ -100,6 +100,7 @@ static int messages(int sock)
         if (count < 0)
             return fail("recv");
         printf("%zd %s\n", count, memcmp(sent, came, size) ? "other" : "same");
+        fflush(stdout);
     }
     return 0;
 }
