@@ -174,7 +174,53 @@ def _port(uri: Uri, kind: str) -> Port:
     raise UriError(f"{uri.text!r}: port: there are hub, sink, source, pcap and tap, not {kind!r}")
 
 
-DEVICES: dict[str, Callable[[Uri], Device]] = {"blk": _blk, "net": _net}
+def _rng(uri: Uri) -> Device:
+    from virtq.devices.rng import BUFFER_BYTES_MAX, RngDevice, SeededSource
+
+    seed = uri.take("seed", str, None)
+    settings = {
+        "buffer_bytes_max": uri.take("max_bytes", parse_size, BUFFER_BYTES_MAX),
+        "bytes_per_s": uri.take("rate", parse_size, None),
+        "offer": uri.take("offer", str, ""),
+    }
+    uri.done()
+    return RngDevice(None if seed is None else SeededSource(seed), **settings)  # type: ignore[arg-type]
+
+
+def _console(uri: Uri) -> Device:
+    from virtq.devices.console import ConsoleDevice, PortSpec
+    from virtq.devices.console_ends import NullEnd, SocketEnd
+
+    path = uri.take("socket", str, "")
+    name = uri.take("name", str, "")
+    ports_max = uri.take("ports_max", parse_number, 1)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    end = SocketEnd(path) if path else NullEnd()
+    return ConsoleDevice(
+        [PortSpec(end, name, console=not name, id=0)], ports_max=ports_max, offer=offer
+    )
+
+
+def _vsock(uri: Uri) -> Device:
+    from virtq.devices.vsock import VsockDevice
+
+    path = uri.take("uds_path", str, "")
+    cid = uri.take("guest_cid", parse_number, 3)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    if not path:
+        raise UriError(f"{uri.text!r}: uds_path: a path for the host's Unix socket is needed")
+    return VsockDevice(path, guest_cid=cid, offer=offer)
+
+
+DEVICES: dict[str, Callable[[Uri], Device]] = {
+    "blk": _blk,
+    "net": _net,
+    "console": _console,
+    "rng": _rng,
+    "vsock": _vsock,
+}
 """Makers of the devices that `loopback:NAME` can name."""
 
 

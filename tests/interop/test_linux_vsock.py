@@ -8,7 +8,6 @@ import hashlib
 import shutil
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +89,7 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         pytest.skip("there is no gcc to build the guest's program")
     program = tmp_path_factory.mktemp("tool") / "vsock_tool"
     source = Path(__file__).with_name("vsock_tool.c")
-    command = ["gcc", "-O1", "-static", "-s", "-o", program, source]
+    command = ["gcc", "-O1", "-static", "-s", "-o", str(program), str(source)]
     subprocess.run(command, check=True, timeout=60)
     return program.read_bytes()
 

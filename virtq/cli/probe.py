@@ -18,7 +18,7 @@ from virtq.cli.output import facts, feature_set, json_option, print_json, show, 
 from virtq.features import DEVICE_NAMES, F, bits, describe, name, names, unmet
 from virtq.transports.vhost_user.messages import P
 from virtq.uri import Uri, open_transport
-from virtq.wire import blk, layout, net
+from virtq.wire import blk, console, layout, net, vsock
 from virtq.wire.blk import BlkFeature as B
 from virtq.wire.net import NetFeature as N
 
@@ -34,6 +34,8 @@ class ConfigSpace:
 CONFIG_SPACES = {
     net.DEVICE_ID: ConfigSpace(net.NetConfig, dict(net.FIELD_FEATURE)),
     blk.DEVICE_ID: ConfigSpace(blk.BlkConfig, dict(blk.FIELD_FEATURE)),
+    console.DEVICE_ID: ConfigSpace(console.ConsoleConfig, dict(console.FIELD_FEATURE)),
+    vsock.DEVICE_ID: ConfigSpace(vsock.VsockConfig, {}),
 }
 
 CAPACITY_BYTES = 8

@@ -17,13 +17,12 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import select
 import socket
-import stat
 from collections import deque
 from collections.abc import Callable
 
+from virtq.devices import unix_socket
 from virtq.wire.vsock import ANY_PORT, BOTH_WAYS, Boundary, Shutdown, SocketType
 from virtq.wire.vsock_flow import Flow, State
 
@@ -259,7 +258,7 @@ class HostListener:
         self._connect = connect
         self._waiting: dict[socket.socket, tuple[bytes, asyncio.TimerHandle]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sock = _bind(path)
+        self._sock = unix_socket.listen(path, LISTEN_BACKLOG)
 
     def start(self) -> None:
         """Accept connections from now on; until then they wait."""
@@ -279,10 +278,7 @@ class HostListener:
     def close(self) -> None:
         """Remove the socket. Harmless when done twice."""
         self.stop()
-        if self._sock.fileno() >= 0:
-            self._sock.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
+        unix_socket.close(self._sock, self.path)
 
     def _accept_on(self) -> None:
         if self._loop is not None and len(self._waiting) < HANDSHAKES_MAX:
@@ -336,31 +332,3 @@ class HostListener:
             self._loop.remove_reader(sock)
             self._accept_on()
         return sock
-
-
-def _bind(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _clear(path)
-        sock.bind(path)
-        sock.listen(LISTEN_BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise OSError(error.errno, error.strerror or str(error), path) from None
-    return sock
-
-
-def _clear(path: str) -> None:
-    """Remove a socket that a dead process left behind."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-            except OSError:
-                pass

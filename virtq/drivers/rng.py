@@ -136,5 +136,5 @@ class RngFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, target: WriteableBuffer, /) -> int:  # type: ignore[override]
+    def readinto(self, target: WriteableBuffer, /) -> int:
         return self._driver.read_into(target)

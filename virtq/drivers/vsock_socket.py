@@ -395,12 +395,12 @@ class _SocketFile(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def readinto(self, target: WriteableBuffer, /) -> int:  # type: ignore[override]
+    def readinto(self, target: WriteableBuffer, /) -> int:
         view = memoryview(target).cast("B")
         data = self._socket.recv(len(view)) if len(view) else b""
         view[: len(data)] = data
         return len(data)
 
-    def write(self, data: ReadableBuffer, /) -> int:  # type: ignore[override]
+    def write(self, data: ReadableBuffer, /) -> int:
         self._socket.sendall(data)
         return memoryview(data).nbytes

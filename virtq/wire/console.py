@@ -103,7 +103,8 @@ class Control(NamedTuple):
         """Raises ValueError for less than 8 bytes."""
         if len(data) < CONTROL_BYTES:
             raise ValueError(f"a control message of {len(data)} bytes; it has {CONTROL_BYTES}")
-        return cls(*_CONTROL.unpack_from(data), data[CONTROL_BYTES:])
+        id, event, value = _CONTROL.unpack_from(data)
+        return cls(id, event, value, data[CONTROL_BYTES:])
 
     def pack(self) -> bytes:
         return _CONTROL.pack(self.id, self.event, self.value) + self.rest
