@@ -489,10 +489,9 @@ class Mux:
 
     def reset(self) -> None:
         """Forget all connections, without a word to the other end: it has forgotten them, too."""
-        self._replies.clear()
-        self._ready.clear()
         for flow in list(self.flows.values()):
             self.forget(flow, clean=False)
+        self._replies.clear()
         self.backlog = 0
 
     # What `Flow` calls
