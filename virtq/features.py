@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 
 from virtq.errors import FeatureError
-from virtq.wire import blk, net
+from virtq.wire import blk, gpio, i2c, net
 from virtq.wire.bits import unbounded_complement
 
 
@@ -52,6 +52,8 @@ DEVICE_NAMES: Mapping[int, str] = {
 _BITS_OF: Mapping[int, type[IntFlag]] = {
     net.DEVICE_ID: net.NetFeature,
     blk.DEVICE_ID: blk.BlkFeature,
+    gpio.DEVICE_ID: gpio.GpioFeature,
+    i2c.DEVICE_ID: i2c.I2cFeature,
 }
 _NEEDS_OF: Mapping[int, Mapping[int, tuple[int, ...]]] = {
     net.DEVICE_ID: dict(net.PREREQUISITES.items()),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from virtq.driver import Driver
 from virtq.drivers.blk import BlkDriver
+from virtq.drivers.gpio import GpioDriver
+from virtq.drivers.i2c import I2cDriver
+from virtq.drivers.input import InputDriver
 from virtq.drivers.net import NetDriver
 from virtq.errors import UriError
 
@@ -11,7 +14,7 @@ from virtq.errors import UriError
 def find(device: str | int | None) -> type[Driver]:
     """The driver class for a device type by name (`blk`) or id (2); the plain `Driver` for None
     and for an id that none is for. Raises UriError for a name that none has."""
-    known: list[type[Driver]] = [NetDriver, BlkDriver]
+    known: list[type[Driver]] = [NetDriver, BlkDriver, GpioDriver, I2cDriver, InputDriver]
     for kind in known:
         if device in (kind.device_id, kind.__module__.rpartition(".")[2]):
             return kind
