@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from virtq.devices.input import InputDevice
 from virtq.features import Change
-from virtq.wire.evdev import EventType
+from virtq.wire.evdev import CODES, EventType
 from virtq.wire.input import (
     ANSWER_BYTES_MAX,
     CODE_MAX,
@@ -33,6 +33,13 @@ log = logging.getLogger("virtq.device")
 _READS, _WRITES, _GROUP = 2, 1, ord("E")
 _GET_ID, _GET_NAME, _GET_UNIQUE, _GET_PROPERTIES = 0x02, 0x06, 0x08, 0x09
 _GET_BITS, _GET_ABS, _GRAB = 0x20, 0x40, 0x90
+
+# The types of events whose codes Linux tells. Which codes autorepeat has goes without saying.
+_DESCRIBED = (
+    *(EventType.KEY, EventType.REL, EventType.ABS, EventType.MSC, EventType.SW),
+    *(EventType.LED, EventType.SND),
+)
+_REPEAT_CODES = tuple(CODES[EventType.REP].values())
 
 _ABS = struct.Struct("=6i")  # the current value comes first
 _IDS = struct.Struct("=4H")
@@ -54,14 +61,16 @@ def describe(ask: Ask) -> InputDescription:
     describe are left out."""
     size = ANSWER_BYTES_MAX
     events = {}
-    for kind in EventType:
-        if kind in (EventType.SYN, EventType.FF, EventType.PWR, EventType.FF_STATUS):
+    for kind in numbers_in(ask(_GET_BITS, size)):
+        if kind == EventType.REP:
+            codes: tuple[int, ...] = _REPEAT_CODES
+        elif kind in _DESCRIBED:
+            most = SUBSEL_MAX if kind == EventType.ABS else CODE_MAX
+            codes = tuple(c for c in numbers_in(ask(_GET_BITS + kind, size)) if c <= most)
+        else:
             continue
-        codes = [code for code in numbers_in(ask(_GET_BITS + kind, size)) if code <= CODE_MAX]
-        if kind == EventType.ABS:
-            codes = [code for code in codes if code <= SUBSEL_MAX]
         if codes:
-            events[int(kind)] = tuple(codes)
+            events[kind] = codes
     axes = {}
     for code in events.get(EventType.ABS, ()):
         _value, *info = _ABS.unpack(ask(_GET_ABS + code, _ABS.size))
