@@ -22,9 +22,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtq._core import Request as Buffer
 from virtq.device import Device, QueueSpec
+from virtq.errors import StaleBuffer, VirtqError
 from virtq.features import Change, F
 from virtq.handlers import handles
 from virtq.wire.gpio import (
@@ -62,6 +64,25 @@ class Line:
         return self.output if self.direction is Direction.OUT else self.level
 
 
+class _Unmasked(NamedTuple):
+    """The buffer that a driver has left for a line, and the bytes that were written to it, once
+    they are."""
+
+    buffer: Buffer
+    used: asyncio.Future[int]
+
+    def give_back(self, status: IrqStatus) -> None:
+        """Harmless when its queue was stopped."""
+        if self.used.done():
+            return
+        try:
+            self.used.set_result(self.buffer.write(bytes([status])))
+        except StaleBuffer:
+            self.used.cancel()
+        except VirtqError as error:
+            self.used.set_exception(error)
+
+
 class GpioDevice(Device):
     """A GPIO controller."""
 
@@ -95,7 +116,7 @@ class GpioDevice(Device):
         self.offer = offer
         self.queues = (QueueSpec("requestq", queue_size), QueueSpec("eventq", queue_size))
         # The buffers of unmasked lines, in the order in which the driver made them available.
-        self._unmasked: dict[int, asyncio.Future[IrqStatus]] = {}
+        self._unmasked: dict[int, _Unmasked] = {}
 
     # What an author overrides
 
@@ -226,20 +247,17 @@ class GpioDevice(Device):
         if not known or self.lines[number].irq_type is IrqType.NONE or self._is_unmasked(number):
             self._let_pass()
             return buffer.write(bytes([IrqStatus.INVALID]))
-        waiting = asyncio.get_running_loop().create_future()
+        used = asyncio.get_running_loop().create_future()
         # At the end: a number that was there before keeps its old place otherwise.
         self._unmasked.pop(number, None)
-        self._unmasked[number] = waiting
+        self._unmasked[number] = _Unmasked(buffer, used)
         self._deliver(number)
-        return self._until_used(buffer, waiting)
-
-    async def _until_used(self, buffer: Buffer, waiting: asyncio.Future[IrqStatus]) -> int:
-        return buffer.write(bytes([await waiting]))
+        return used
 
     def _is_unmasked(self, number: int) -> bool:
         """Buffers of a queue that was stopped are cancelled."""
         waiting = self._unmasked.get(number)
-        return waiting is not None and not waiting.done()
+        return waiting is not None and not waiting.used.done()
 
     def _sense(self, number: int, level: int) -> None:
         line = self.lines[number]
@@ -267,7 +285,7 @@ class GpioDevice(Device):
         """Give the buffer of a line back, if there is one."""
         if number in self._unmasked:
             self._let_pass(number)
-            _give_back(self._unmasked.pop(number), status)
+            self._unmasked.pop(number).give_back(status)
 
     def _let_pass(self, number: int | None = None) -> None:
         """Under IN_ORDER, give back the buffers that are older than a line's (None: all)."""
@@ -275,7 +293,7 @@ class GpioDevice(Device):
             oldest = next(iter(self._unmasked))
             if oldest == number:
                 return
-            _give_back(self._unmasked.pop(oldest), IrqStatus.INVALID)
+            self._unmasked.pop(oldest).give_back(IrqStatus.INVALID)
 
     # Life
 
@@ -287,11 +305,6 @@ class GpioDevice(Device):
             self.lines[number] = Line(level=line.level)
             if driven:
                 self.line_driven(number, None)
-
-
-def _give_back(waiting: asyncio.Future[IrqStatus], status: IrqStatus) -> None:
-    if not waiting.done():
-        waiting.set_result(status)
 
 
 _SERVE: dict[int, Callable[[GpioDevice, int, int], bytes | None]] = {

@@ -9,10 +9,10 @@ the answers come to; the device gives them with `answer`, the driver puts them t
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from virtq.wire.evdev import (
     CODES,
@@ -150,8 +150,9 @@ def numbers_in(answer: bytes) -> tuple[int, ...]:
 class InputDescription:
     """An input device: who it is, and which events it sends and takes.
 
-    `events` has the codes of each event type, by number or name (`KEY_A`); every code of type ABS
-    needs its `axes` entry. `properties` are evdev's INPUT_PROP_*, by number or name.
+    `events` has the codes of each event type, `axes` the range of each code of type ABS,
+    `properties` evdev's INPUT_PROP_*. Codes and properties are given by number or name (`KEY_A`);
+    once it is made, they are numbers.
 
     Raises ValueError for what the configuration space cannot express."""
 
@@ -159,8 +160,8 @@ class InputDescription:
     serial: str = ""
     ids: DevIds = ANONYMOUS
     properties: tuple[int | str, ...] = ()
-    events: Mapping[int, tuple[int | str, ...]] = field(default_factory=dict)
-    axes: Mapping[int | str, AbsInfo] = field(default_factory=dict)
+    events: Mapping[Any, Sequence[int | str]] = field(default_factory=dict)
+    axes: Mapping[Any, AbsInfo] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # numbers instead of names, once and for all
@@ -183,8 +184,9 @@ class InputDescription:
                 raise ValueError(f"event type {kind} cannot be described")
             if strange := [code for code in codes if not 0 <= code <= CODE_MAX]:
                 raise ValueError(f"event code {strange[0]} is not 0 to {CODE_MAX}")
-        if strange := [p for p in self.properties if not 0 <= int(p) <= CODE_MAX]:
-            raise ValueError(f"input property {strange[0]} is not 0 to {CODE_MAX}")
+        for number in map(int, self.properties):
+            if not 0 <= number <= CODE_MAX:
+                raise ValueError(f"input property {number} is not 0 to {CODE_MAX}")
         if odd := set(axes) ^ set(events.get(EventType.ABS, ())):
             axis = code_name(EventType.ABS, min(odd))
             raise ValueError(f"{axis}: an absolute axis needs its range, and a range its axis")
@@ -193,7 +195,8 @@ class InputDescription:
                 raise ValueError(f"absolute axis {code} is not 0 to {SUBSEL_MAX}")
             if info.min > info.max:
                 raise ValueError(f"{code_name(EventType.ABS, code)} goes from {info.min} down")
-        for numbers in (self.ids, *axes.values()):
+        packed: list[DevIds | AbsInfo] = [self.ids, *axes.values()]
+        for numbers in packed:
             try:
                 numbers.pack()
             except struct.error:
@@ -263,7 +266,7 @@ class InputDescription:
         """Five buttons, two axes, a wheel in both directions."""
         buttons = ("BTN_LEFT", "BTN_RIGHT", "BTN_MIDDLE", "BTN_SIDE", "BTN_EXTRA")
         axes = ("REL_X", "REL_Y", "REL_WHEEL", "REL_HWHEEL")
-        events: Mapping[int, tuple[str, ...]] = {EventType.KEY: buttons, EventType.REL: axes}
+        events = {EventType.KEY: buttons, EventType.REL: axes}
         return cls(name, serial, DevIds(product=2, version=1), ("INPUT_PROP_POINTER",), events)
 
     @classmethod
@@ -277,7 +280,7 @@ class InputDescription:
     ) -> InputDescription:
         """A pointer at an absolute place, with three buttons and a wheel. Positions are 0 to
         `width` - 1 and `height` - 1."""
-        events: Mapping[int, tuple[str, ...]] = {
+        events = {
             EventType.KEY: ("BTN_LEFT", "BTN_RIGHT", "BTN_MIDDLE", "BTN_TOUCH"),
             EventType.REL: ("REL_WHEEL",),
             EventType.ABS: ("ABS_X", "ABS_Y"),
