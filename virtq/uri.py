@@ -214,12 +214,51 @@ def _vsock(uri: Uri) -> Device:
     return VsockDevice(path, guest_cid=cid, offer=offer)
 
 
+def _gpio(uri: Uri) -> Device:
+    from virtq.devices.gpio import GpioDevice
+
+    names = uri.take("names", lambda text: text.split(","), [])
+    lines = uri.take("lines", parse_number, len(names) or 8)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    return GpioDevice(lines, names, offer=offer)
+
+
+def _i2c(uri: Uri) -> Device:
+    from virtq.devices.i2c import Eeprom, I2cAdapter, Registers
+
+    registers = uri.take("registers", parse_number, 0x48)
+    eeprom, size = uri.take("eeprom", parse_number, 0x50), uri.take("size", parse_size, 256)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    return I2cAdapter({registers: Registers(), eeprom: Eeprom(b"\xff" * size)}, offer=offer)
+
+
+def _input(uri: Uri) -> Device:
+    from virtq.devices.input import InputDevice
+    from virtq.wire.input import InputDescription
+
+    kinds = {
+        "keyboard": InputDescription.keyboard,
+        "mouse": InputDescription.mouse,
+        "tablet": InputDescription.tablet,
+    }
+    kind, offer = uri.take("kind", str, "keyboard"), uri.take("offer", str, "")
+    uri.done()
+    if kind not in kinds:
+        raise UriError(f"{uri.text!r}: kind: there are {', '.join(kinds)}, not {kind!r}")
+    return InputDevice(kinds[kind](), offer=offer)
+
+
 DEVICES: dict[str, Callable[[Uri], Device]] = {
     "blk": _blk,
     "net": _net,
     "console": _console,
     "rng": _rng,
     "vsock": _vsock,
+    "gpio": _gpio,
+    "i2c": _i2c,
+    "input": _input,
 }
 """Makers of the devices that `loopback:NAME` can name."""
 

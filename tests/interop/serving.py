@@ -54,6 +54,7 @@ class Serving:
     def __init__(self, *arguments: object, socket_path: Path, namespace: str | None = None) -> None:
         """`arguments` are those behind `virtq serve`; `namespace` is a network namespace to run
         in."""
+        self._input: int | None = None
         inside = [] if namespace is None else ["ip", "netns", "exec", namespace]
         serve = [sys.executable, "-m", "virtq", "serve", *map(str, arguments)]
         self.argv = [*inside, *serve, "--socket-path", str(socket_path), "--json"]
@@ -64,7 +65,12 @@ class Serving:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._results = stack.enter_context(tempfile.TemporaryFile())
-            self._process = Process(self.argv, stdout=self._results.fileno())
+            given, self._input = os.pipe()
+            stack.callback(self._close_input)
+            try:
+                self._process = Process(self.argv, stdin=given, stdout=self._results.fileno())
+            finally:
+                os.close(given)
             stack.callback(self._process.stop)
             self._process.wait_log("virtq: serving ", START_TIMEOUT_S)
             self._resources = stack.pop_all()
@@ -89,6 +95,20 @@ class Serving:
     def log(self) -> str:
         """What the command has said so far on standard error."""
         return self._process.log
+
+    def feed(self, text: str) -> None:
+        """Gives the command standard input; less than 64 KiB at a time."""
+        assert self._input is not None
+        os.write(self._input, text.encode())
+
+    def wait_log(self, text: str) -> None:
+        """Awaits `text` on the command's standard error."""
+        self._process.wait_log(text)
+
+    def _close_input(self) -> None:
+        if self._input is not None:
+            os.close(self._input)
+            self._input = None
 
     def end(self) -> Report:
         """Ends the command by SIGTERM; what it reported. The same again when it has ended."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virtq.cli import serve_console, serve_rng, serve_vsock
+from virtq.cli import serve_console, serve_gpio, serve_i2c, serve_input, serve_rng, serve_vsock
 from virtq.cli.capabilities import capabilities_option
 from virtq.cli.failures import beginning
 from virtq.cli.options import SIZE
@@ -69,7 +69,14 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-for command in (serve_console.console, serve_rng.rng, serve_vsock.vsock):
+for command in (
+    serve_console.console,
+    serve_gpio.gpio,
+    serve_i2c.i2c,
+    serve_input.input,
+    serve_rng.rng,
+    serve_vsock.vsock,
+):
     serve.add_command(command)
 
 

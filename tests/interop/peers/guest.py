@@ -51,7 +51,8 @@ class GuestConfig:
 
     `script` is run by busybox's sh, standard error on the console. `args` are further QEMU
     options (see `vhost_user` and `vhost_user_net`). `files` are put under /data. `reboots` is how
-    often the guest may reboot. `timeout_s` bounds the guest's whole life.
+    often the guest may reboot. `timeout_s` bounds the guest's whole life. `qemu` is "qemu" or
+    "qemu-newest".
     """
 
     script: str
@@ -66,6 +67,7 @@ class GuestConfig:
     cpu: str = "qemu64"
     firmware: str = "qboot.rom"
     kernel_parameters: str = ""
+    qemu: str = "qemu"
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class LinuxGuest:
         memory = f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"
         parameters = f"{KERNEL_PARAMETERS} {config.kernel_parameters}"
         return [
-            program("qemu"),
+            program(config.qemu),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-accel", "tcg,thread=multi", "-cpu", config.cpu, "-smp", str(config.cpus)),
             *("-machine", f"{config.machine},memory-backend=ram", "-m", f"{config.memory_mib}M"),

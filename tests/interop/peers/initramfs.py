@@ -46,6 +46,9 @@ poweroff -f
 """
 
 
+_PROGRAMS: Final = (b"#!", b"\x7fELF")
+
+
 class Archive:
     """A cpio archive in the "newc" format, built in memory."""
 
@@ -119,7 +122,7 @@ def overlay(script: str, files: Mapping[str, bytes], word: str) -> bytes:
     archive.file("run/script", script.encode())
     archive.file("run/word", word.encode() + b"\n")
     for name, content in files.items():
-        archive.file(f"data/{name}", content, 0o755 if content.startswith(b"#!") else 0o644)
+        archive.file(f"data/{name}", content, 0o755 if content.startswith(_PROGRAMS) else 0o644)
     return archive.finish()
 
 
