@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from virtq._core import Request
+from virtq._core import DeviceQueue, Position, Request
 from virtq.device import Device, QueueSpec
+from virtq.devices.anew import Starts
 from virtq.devices.console_ends import CHUNK_BYTES, End
 from virtq.errors import ConfigError
 from virtq.features import Change
@@ -128,6 +129,7 @@ class ConsoleDevice(Device):
         self._controls: deque[Control] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._asked = False
+        self._starts = Starts(CONTROL_RECEIVE, CONTROL_TRANSMIT)
         for spec in sorted(ports, key=lambda spec: spec.id is None):
             self._new_port(spec)
         if not multiport and list(self.ports) != [0]:
@@ -200,6 +202,24 @@ class ConsoleDevice(Device):
     # Life
 
     _serving = False
+
+    def start_queue(self, queue: DeviceQueue, enabled: bool) -> None:
+        if self._starts.started(queue) and self._asked:
+            self._begin_again()
+        super().start_queue(queue, enabled)
+
+    def stop_queue(self, index: int) -> Position:
+        self._starts.stopped(index)
+        return super().stop_queue(index)
+
+    def _begin_again(self) -> None:
+        """There is another driver, and nobody has said so."""
+        self._asked = False
+        self._controls.clear()
+        for port in self.ports.values():
+            if port.task is not None:
+                port.task.cancel()
+            self._begin(port)
 
     def started(self) -> None:
         self._serving = True

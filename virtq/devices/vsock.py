@@ -13,8 +13,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable
 
-from virtq._core import DeviceQueue, Request
+from virtq._core import DeviceQueue, Position, Request
 from virtq.device import Device, QueueSpec
+from virtq.devices.anew import Starts, begins_anew
 from virtq.devices.vsock_host import HostConnection, HostListener, connect_to_host
 from virtq.features import Change
 from virtq.handlers import handles
@@ -96,6 +97,7 @@ class VsockDevice(Device):
         self._waiting: asyncio.Task[None] | None = None
         self._held: list[asyncio.Future[int]] = []
         self._announce_reset = False
+        self._starts = Starts(RECEIVE, TRANSMIT)
 
     # Life
 
@@ -111,12 +113,17 @@ class VsockDevice(Device):
         self.mux.types = frozenset(types)
 
     def start_queue(self, queue: DeviceQueue, enabled: bool) -> None:
-        # A driver that was at work before, with another device process or another connection, has
-        # connections that nobody knows any more.
-        at = queue.position
-        if queue.index == RECEIVE and not self.mux.flows and (at.available or at.used):
+        if self._starts.started(queue):
+            self.mux.reset()  # another driver, of which nobody has told
+        elif queue.index == RECEIVE and not self.mux.flows and not begins_anew(queue):
+            # A driver that was at work before, with another device process or another connection,
+            # has connections that nobody knows any more.
             self._announce_reset = True
         super().start_queue(queue, enabled)
+
+    def stop_queue(self, index: int) -> Position:
+        self._starts.stopped(index)
+        return super().stop_queue(index)
 
     def started(self) -> None:
         """The driver is live: let the host in, and tell the driver if its connections are gone."""
