@@ -73,7 +73,7 @@ def console(
             )
         for spec in specs:
             if isinstance(spec.end, PtyEnd):
-                say(f"virtq: serving port {spec.name or spec.id} on {spec.end.path}")
+                say(f"virtq: port {spec.name or spec.id} is the terminal {spec.end.path}")
         title = f"console with {len(specs)} port{'s' if len(specs) > 1 else ''}"
         serve_all([Endpoint(device, title, place)], terms)
     finally:
