@@ -114,7 +114,7 @@ def test_a_made_up_device_is_driven_through_qemu(kind: RingKind, tmp_path: Path)
             requests, more = driver.queues[0], driver.queues[1]
             assert requests.call(b"hello", 5, PATIENCE_S) == b"HELLO"
             assert more.call(b"louder", 6, PATIENCE_S) == b"LOUDER"
-            seen = []
+            seen: list[bytes] = []
             words = [b"word %03d" % number for number in range(300)]
             while len(seen) < len(words):
                 requests.add_batch(words[len(seen) :], 8)
