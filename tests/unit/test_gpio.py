@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.twins_support import PATIENCE_S, PLACES, UNTOUCHED, send_raw, twins
+from virtq import Used
 from virtq.devices.gpio import GpioDevice
 from virtq.drivers.gpio import Direction, GpioDriver, IrqType
 from virtq.errors import FeatureError, RequestError
@@ -318,7 +319,7 @@ def test_senseless_buffers_of_the_event_queue_come_back(kind: RingKind, line: by
         queue = gpio.queues["eventq"]
         queue.add(line, 1, "strange")
         queue.kick()
-        came = []
+        came: list[Used] = []
         while "strange" not in [used.cookie for used in came]:
             assert queue.wait(PATIENCE_S)
             came += queue.reap()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.twins_support import PLACES, UNTOUCHED, send_raw, twins
 from virtq.devices.i2c import Eeprom, I2cAdapter, I2cTarget, Nak, Registers
-from virtq.drivers.i2c import I2cDriver, I2cError
+from virtq.drivers.i2c import I2cDriver, I2cError, Message
 from virtq.errors import FeatureError, StatusError
 from virtq.features import Change, RingKind
 from virtq.transports.loopback import LoopbackTransport
@@ -48,7 +48,9 @@ def test_transactions(kind: RingKind, place: str, tmp_path: Path) -> None:
 def test_more_transactions_than_the_queue_holds(kind: RingKind) -> None:
     device = adapter()
     with twins(device, I2cDriver, kind) as bus:
-        wanted = [(0x48, [bytes([n, n + 1]), bytes([n]), 1]) for n in range(200)]
+        wanted: list[tuple[int, list[Message]]] = [
+            (0x48, [bytes([n, n + 1]), bytes([n]), 1]) for n in range(200)
+        ]
         assert bus.transfer_many(wanted) == [[bytes([n + 1])] for n in range(200)]
     assert device.stats()["requestq"]["buffers"] == 600
 

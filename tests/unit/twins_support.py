@@ -40,7 +40,9 @@ def twins(
             path = str(folder / "device.sock")
             stack.enter_context(Served(device, path))
             transport = Frontend(path)
-        yield stack.enter_context(driver(transport, want=kind.features, offer=kind.change))
+        opened = driver(transport, want=kind.features, offer=kind.change)
+        stack.callback(opened.close)
+        yield opened
 
 
 def send_raw(driver: Driver, queue: str, readable: bytes, writable: int) -> tuple[int, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ def follow_lines(take: Callable[[str], None], fd: int = 0) -> None:
 
     Empty lines and those that begin with `#` are passed over. A ValueError that `take` raises is
     printed, and the next line is taken."""
+    if fd == 0 and sys.stdin is None:
+        return  # closed from the start: the number may be anybody's by now
     # By the descriptor: a thread that sits in sys.stdin would keep the interpreter from ending.
     threading.Thread(target=_follow, args=(take, fd), name="virtq-stdin", daemon=True).start()
 
