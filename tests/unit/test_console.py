@@ -10,13 +10,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from tests.unit.vhost_user.support import Served, eventually, no_leaks
-from virtq import Driver, connect
+from virtq import Driver, Used, connect
 from virtq.devices.console import ConsoleDevice, PortSpec
 from virtq.devices.console_ends import (
     DescriptorEnd,
@@ -80,6 +81,10 @@ def exactly(outside: socket.socket, count: int) -> bytes:
     while len(got) < count and (part := outside.recv(count - len(got))):
         got += part
     return got
+
+
+def has_size(console: ConsoleDriver, size: Size) -> bool:
+    return console.size == size
 
 
 # Formats
@@ -173,7 +178,7 @@ def test_small_buffers_share_used_entries_only_when_full() -> None:
             queue.add(reply=10, cookie=number)
         queue.kick()
         end.outside.sendall(bytes(range(75)))
-        used = []
+        used: list[Used] = []
         while sum(u.written for u in used) < 75:
             assert queue.wait(PATIENCE_S)
             used += queue.reap()
@@ -338,7 +343,7 @@ def test_ports_are_plugged_in_and_out() -> None:
             port.write(b"x")
         assert set(console.ports) == {3}
         for name in ("a", "b", "c"):
-            ask(console, lambda name=name: device.add_port(PortSpec(NullEnd(), name=name)))
+            ask(console, partial(device.add_port, PortSpec(NullEnd(), name=name)))
         with pytest.raises(ValueError, match="4 ports already"):
             ask(console, lambda: device.add_port(PortSpec(NullEnd())))
         assert console.port("c").id == 0
@@ -450,14 +455,13 @@ def test_over_vhost_user(kind: RingKind, tmp_path: Path) -> None:
                 assert console.kind is kind
                 assert len(console.queues) == 18
                 assert console.size == (9, 8)
-                for end, which in zip(ends, (0, "data"), strict=True):
-                    port = console.open(which)
+                for end, port in zip(ends, (console.open(0), console.open("data")), strict=True):
                     port.write(b"up" * 10_000)
                     assert exactly(end.outside, 20_000) == b"up" * 10_000
                     end.outside.sendall(b"down")
                     assert port.read_exactly(4) == b"down"
                 served.ask(lambda: device.resize(7, 6))
-                assert eventually(lambda console=console: console.size == (7, 6))
+                assert eventually(partial(has_size, console, Size(7, 6)))
                 served.ask(lambda: device.resize(9, 8))
                 console.emergency_write(b"!")
                 assert ends[0].outside.recv(1) == b"!"
@@ -520,8 +524,8 @@ class Hostile:
         self.driver.queues[2].add(reply=room)
         self.driver.queues[2].kick()
 
-    def tell(self, *message: int) -> None:
-        self.raw(Control(*message).pack())
+    def tell(self, id: int, event: int, value: int) -> None:
+        self.raw(Control(id, event, value).pack())
 
     def raw(self, data: bytes) -> None:
         assert self.driver.queues[3].call(data, timeout_s=PATIENCE_S) == b""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.vhost_user.support import Served
-from virtq import Driver, F, connect
+from virtq import Driver, F, Used, connect
 from virtq.devices.rng import FileSource, RateLimit, RngDevice, SeededSource
 from virtq.drivers.rng import RngDriver
 from virtq.errors import RingFault
@@ -54,7 +54,7 @@ def test_only_full_buffers_are_skipped(kind: RingKind, room: int, stream: bytes)
         for number in range(8):
             queue.add(reply=room, cookie=number)
         queue.kick()
-        used = []
+        used: list[Used] = []
         while len(used) < 8:
             assert queue.wait(5)
             used += queue.reap()

@@ -636,7 +636,7 @@ class Hostile:
         self.send(Header(**{**known, "op": op, "buf_alloc": 4096, **fields}).pack() + data)
 
     def receive(self, count: int = 1) -> list[Header]:
-        headers = []
+        headers: list[Header] = []
         while len(headers) < count:
             assert self.driver.queues[RECEIVE].wait(PATIENCE_S)
             for used in self.driver.queues[RECEIVE].reap():

@@ -65,7 +65,16 @@ def test_serve_rng_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_serve_vsock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, host = tmp_path / "s", tmp_path / "host"
-    words = ["vsock", "--uds-path", host, "--guest-cid", "42", "--buffer", "64K", "--json"]
+    words: list[str | Path] = [
+        "vsock",
+        "--uds-path",
+        host,
+        "--guest-cid",
+        "42",
+        "--buffer",
+        "64K",
+        "--json",
+    ]
     with (
         served(*words, "--connections", "5", "--socket-path", path) as service,
         socket.socket(socket.AF_UNIX) as listener,
