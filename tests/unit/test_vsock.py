@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.vhost_user.support import Served, eventually, no_leaks
 from virtq import Driver, F, connect
+from virtq.devices import vsock_host
 from virtq.devices.vsock import BACKLOG_MAX, VsockDevice
 from virtq.drivers.vsock import VsockDriver
 from virtq.errors import PeerGone, RingFault, VirtqError
@@ -612,6 +613,45 @@ def test_by_uri(host: Host) -> None:
         assert guest.cid == 9
 
 
+# Time that is up
+
+
+def test_a_host_that_says_nothing_is_sent_away(
+    guest: VsockDriver, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vsock_host, "HANDSHAKE_TIMEOUT_S", 0.02)
+    silent = [host.open(line) for line in (b"", b"CONN")] * 2
+    for outside in silent:
+        assert outside.recv(1) == b""
+    monkeypatch.undo()
+    with guest.listen(5):
+        assert host.open(b"CONNECT 5\n").recv(2) == b"OK"
+
+
+def test_no_more_than_so_many_may_say_nothing(
+    guest: VsockDriver, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vsock_host, "HANDSHAKES_MAX", 3)
+    silent = [host.open(b"") for _ in range(3)]
+    with guest.listen(5):
+        patient = host.open(b"CONNECT 5\n")
+        patient.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            patient.recv(1)
+        silent[0].close()
+        patient.settimeout(PATIENCE_S)
+        assert patient.recv(2) == b"OK"
+
+
+def test_a_device_that_does_not_answer(
+    guest: VsockDriver, device: VsockDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device.mux, "receive", lambda packet: None)
+    with pytest.raises(TimeoutError, match="no answer from 2:1 within"):
+        guest.connect((2, 1), timeout_s=0.05)
+    assert not guest.mux.flows
+
+
 # Drivers that misbehave
 
 
@@ -712,6 +752,33 @@ def test_receive_buffers_without_room_for_a_header(device: VsockDevice, room: in
         hostile.receive()
     hostile.packet(Op.RW)  # the other queue goes on
     hostile.driver.close()
+
+
+def test_a_driver_that_does_not_answer_a_request(
+    hostile: Hostile, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vsock_host, "HANDSHAKE_TIMEOUT_S", 0.05)
+    outside = host.open(b"CONNECT 7\n")
+    assert outside.recv(1) == b""
+    assert [header.op for header in hostile.receive(2)] == [Op.REQUEST, Op.RST]
+
+
+def test_a_driver_that_does_not_answer_a_shutdown(
+    hostile: Hostile, host: Host, device: VsockDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vsock_host, "CLOSE_TIMEOUT_S", 0.05)
+    listener = host.listen(1)
+    hostile.packet(Op.REQUEST, buf_alloc=4)
+    outside = host.accept(listener)
+    outside.sendall(b"four and more")
+    outside.close()
+    ops = [header.op for header in hostile.receive(3)]
+    assert ops == [Op.RESPONSE, Op.RW, Op.CREDIT_REQUEST]
+    assert not hostile.driver.queues[RECEIVE].wait(0.2)  # the end waits behind the data
+    hostile.packet(Op.CREDIT_UPDATE, buf_alloc=4096, fwd_cnt=4)
+    ops = [header.op for header in hostile.receive(3)]
+    assert ops == [Op.RW, Op.SHUTDOWN, Op.RST]
+    assert not device.mux.flows
 
 
 def test_receive_buffers_with_room_for_a_header_only(device: VsockDevice, host: Host) -> None:

@@ -453,6 +453,47 @@ def test_a_buffer_without_room_for_data_takes_what_has_none(guest: End, host: En
     assert guest.mux.next_packet(HEADER_BYTES + 1) is not None
 
 
+HEADERS = st.builds(
+    Header,
+    src_cid=st.sampled_from([GUEST, GUEST, GUEST, HOST, 0, 1 << 63]),
+    dst_cid=st.sampled_from([HOST, HOST, HOST, GUEST, 7]),
+    src_port=st.integers(0, 2),
+    dst_port=st.integers(0, 1),
+    len=st.sampled_from([0, 1, 40, 200, 0xFFFFFFFF]),
+    type=st.sampled_from([1, 1, 1, 2, 0, 9]),
+    op=st.integers(0, 8),
+    flags=st.integers(0, 7),
+    buf_alloc=st.sampled_from([0, 1, 500, 0xFFFFFFFF]),
+    fwd_cnt=st.sampled_from([0, 1, 500, 0xFFFFFFFF]),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    packets=st.lists(st.tuples(HEADERS, st.integers(0, 220), st.booleans()), max_size=80),
+    room=st.integers(HEADER_BYTES, 400),
+)
+def test_no_packets_break_an_end(packets: list[tuple[Header, int, bool]], room: int) -> None:
+    host = End(HOST, GUEST)
+    for number, (header, length, answer) in enumerate(packets):
+        host.mux.receive(header.pack() + bytes(length))
+        assert len(host.mux.flows) <= 9
+        assert 0 <= host.mux.backlog <= number + 1
+        for user in host.users:
+            assert unread(user) <= BUFFER
+            user.flow.send(b"x" * min(user.flow.room, 300))
+            if answer:
+                user.flow.consumed(unread(user))
+        if answer:
+            host.packets(room)
+    for user in host.users:
+        user.flow.reset()
+    host.packets(room)
+    assert host.mux.backlog == 0
+    assert not host.mux.flows
+    assert all(len(user.ends) == 1 for user in host.users)
+
+
 # Both ends under anything
 
 
