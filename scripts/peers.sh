@@ -4,6 +4,7 @@
 #   QEMU 10, qemu-storage-daemon      from the backports of the machine's release
 #   DPDK (dpdk-testpmd), busybox      from the machine's release
 #   a Linux guest kernel, its modules from the backports of the next release; unpacked only
+#   the newest QEMU, beside the other  (see newer.sh)
 #
 # What is unpacked lands in .peers/ at the root of the repository, where manifest.json tells what
 # there is. The machine's apt sources stay as they are: every look-up uses a private list, derived
@@ -31,12 +32,15 @@ programs=(
 # (one that is missing may be built in).
 modules=(virtio_blk virtio_net)
 optional_modules=(
-    virtio-rng virtio_console qemu_fw_cfg virtio_scsi sd_mod virtio_input virtio_balloon
-    virtio_mem virtio_pmem virtio_crypto virtio_snd gpio-virtio i2c-virtio virtio-gpu virtio_rtc
+    virtio-rng virtio_console qemu_fw_cfg virtio_scsi sd_mod virtio_input evdev virtio_balloon
+    virtio_mem virtio_pmem virtio_crypto virtio_snd i2c-dev at24 virtio-gpu virtio_rtc
     virtio_can virtio_bt virtio_mmio virtio-iommu virtiofs 9p 9pnet_virtio overlay af_packet
     vmw_vsock_virtio_transport vsock_diag vdpa vduse virtio_vdpa vhost_vdpa vhost_net vhost_vsock
     vhost_iotlb tun tap
 )
+
+# shellcheck source=scripts/newer.sh
+source "$root/scripts/newer.sh"
 
 fail() {
     echo "peers: $* (see .peers/install.log)" >&2
@@ -64,7 +68,8 @@ host_ready() {
 
 # The module lists are part of the stamp, so that a longer list unpacks anew.
 stamp() {
-    printf '%s\n' "layout 2" "$kernel_suite" "${modules[@]}" - "${optional_modules[@]}" |
+    printf '%s\n' "layout 2" "$kernel_suite" "${modules[@]}" - "${optional_modules[@]}" - \
+        "${own_modules[@]}" |
         sha256sum | cut -d' ' -f1
 }
 
@@ -203,6 +208,8 @@ install_kernel() {
     for module in "${optional_modules[@]}"; do
         unpack_module "$module" || true
     done
+    build_modules "$release" "$new/modules" >>"$new/modules.order" ||
+        echo "peers: no modules of our own (see .peers/install.log)" >&2
     echo "$release" >"$new/release"
     stamp >"$new/stamp"
     rm -rf "$peers/linux"
@@ -244,6 +251,12 @@ manifest = {
         "load_order": load_order,
     },
 }
+newest = root / ".peers" / "newest"
+if (newest / "version").exists():
+    manifest["qemu-newest"] = {
+        "version": (newest / "version").read_text().strip(),
+        "program": str((newest / "qemu-system-x86_64").relative_to(root)),
+    }
 target = root / ".peers" / "manifest.json"
 partial = target.with_suffix(".partial")
 partial.write_text(json.dumps(manifest, indent=2) + "\n")
@@ -258,7 +271,7 @@ mkdir -p "$peers"
 exec 9>"$peers/lock"
 flock 9
 
-if host_ready && kernel_ready && [[ -s $peers/manifest.json ]]; then
+if host_ready && kernel_ready && newest_ready && [[ -s $peers/manifest.json ]]; then
     exit 0
 fi
 
@@ -278,4 +291,5 @@ fi
 
 host_ready || install_host
 kernel_ready || install_kernel
+newest_ready || install_newest || echo "peers: no newest QEMU (see .peers/install.log)" >&2
 write_manifest || fail "cannot write .peers/manifest.json"

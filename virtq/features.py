@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 
 from virtq.errors import FeatureError
-from virtq.wire import blk, net
+from virtq.wire import blk, console, gpio, i2c, net, vsock
 from virtq.wire.bits import unbounded_complement
 
 
@@ -52,6 +52,10 @@ DEVICE_NAMES: Mapping[int, str] = {
 _BITS_OF: Mapping[int, type[IntFlag]] = {
     net.DEVICE_ID: net.NetFeature,
     blk.DEVICE_ID: blk.BlkFeature,
+    console.DEVICE_ID: console.ConsoleFeature,
+    vsock.DEVICE_ID: vsock.VsockFeature,
+    gpio.DEVICE_ID: gpio.GpioFeature,
+    i2c.DEVICE_ID: i2c.I2cFeature,
 }
 _NEEDS_OF: Mapping[int, Mapping[int, tuple[int, ...]]] = {
     net.DEVICE_ID: dict(net.PREREQUISITES.items()),

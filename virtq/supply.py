@@ -21,6 +21,7 @@ import concurrent.futures
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from virtq._core import Batch, DeviceQueue, Position, Request
@@ -54,6 +55,17 @@ class Supply:
     def free(self) -> int:
         """Buffers that the driver has supplied and that nothing was put into yet."""
         return self._runner.count() if self._runner is not None else 0
+
+    def rooms(self, count: int) -> list[int]:
+        """The room in bytes of each of the next `count` buffers that can be used; fewer if there
+        are fewer."""
+        return self._runner.rooms(count) if self._runner is not None else []
+
+    def give_up(self, reason: str) -> None:
+        """Break the queue: what the driver supplies cannot be used, for this reason. The driver is
+        told by the transport."""
+        if self._runner is not None:
+            self._runner.give_up(reason)
 
     @property
     def waiting(self) -> int:
@@ -243,6 +255,11 @@ class SupplyRunner:
         self._fetch(self._queue.size)
         return len(self._free)
 
+    def rooms(self, count: int) -> list[int]:
+        """The room in each of the next `count` of them, or fewer."""
+        self._fetch(min(count, self._queue.size))
+        return [request.writable for request in islice(self._free, count)]
+
     def place(self, items: tuple[ReadableBuffer, ...]) -> bool:
         """One item into each of the next buffers; False if there are too few. Raises ValueError."""
         if len(items) > self._queue.size:
@@ -305,7 +322,7 @@ class SupplyRunner:
                 return False
             self._forget_used()
             if not all(batch.writable()):
-                self._give_up("a buffer without a device-writable part, on a queue to be filled")
+                self.give_up("a buffer without a device-writable part, on a queue to be filled")
                 return False
             self._batches.append(batch)
             self._free.extend(batch)
@@ -347,7 +364,7 @@ class SupplyRunner:
             self.unlisten()
         return None
 
-    def _give_up(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
         self._queue.give_up(reason)
         self._guard(self._queue.notify)
 

@@ -174,7 +174,92 @@ def _port(uri: Uri, kind: str) -> Port:
     raise UriError(f"{uri.text!r}: port: there are hub, sink, source, pcap and tap, not {kind!r}")
 
 
-DEVICES: dict[str, Callable[[Uri], Device]] = {"blk": _blk, "net": _net}
+def _rng(uri: Uri) -> Device:
+    from virtq.devices.rng import BUFFER_BYTES_MAX, RngDevice, SeededSource
+
+    seed = uri.take("seed", str, None)
+    settings = {
+        "buffer_bytes_max": uri.take("max_bytes", parse_size, BUFFER_BYTES_MAX),
+        "bytes_per_s": uri.take("rate", parse_size, None),
+        "offer": uri.take("offer", str, ""),
+    }
+    uri.done()
+    return RngDevice(None if seed is None else SeededSource(seed), **settings)  # type: ignore[arg-type]
+
+
+def _console(uri: Uri) -> Device:
+    from virtq.devices.console import ConsoleDevice, PortSpec
+    from virtq.devices.console_ends import NullEnd, SocketEnd
+
+    path = uri.take("socket", str, "")
+    name = uri.take("name", str, "")
+    ports_max = uri.take("ports_max", parse_number, 1)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    end = SocketEnd(path) if path else NullEnd()
+    return ConsoleDevice(
+        [PortSpec(end, name, console=not name, id=0)], ports_max=ports_max, offer=offer
+    )
+
+
+def _vsock(uri: Uri) -> Device:
+    from virtq.devices.vsock import VsockDevice
+
+    path = uri.take("uds_path", str, "")
+    cid = uri.take("guest_cid", parse_number, 3)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    if not path:
+        raise UriError(f"{uri.text!r}: uds_path: a path for the host's Unix socket is needed")
+    return VsockDevice(path, guest_cid=cid, offer=offer)
+
+
+def _gpio(uri: Uri) -> Device:
+    from virtq.devices.gpio import GpioDevice
+
+    names = uri.take("names", lambda text: text.split(","), [])
+    lines = uri.take("lines", parse_number, len(names) or 8)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    return GpioDevice(lines, names, offer=offer)
+
+
+def _i2c(uri: Uri) -> Device:
+    from virtq.devices.i2c import Eeprom, I2cAdapter, Registers
+
+    registers = uri.take("registers", parse_number, 0x48)
+    eeprom, size = uri.take("eeprom", parse_number, 0x50), uri.take("size", parse_size, 256)
+    offer = uri.take("offer", str, "")
+    uri.done()
+    return I2cAdapter({registers: Registers(), eeprom: Eeprom(b"\xff" * size)}, offer=offer)
+
+
+def _input(uri: Uri) -> Device:
+    from virtq.devices.input import InputDevice
+    from virtq.wire.input import InputDescription
+
+    kinds = {
+        "keyboard": InputDescription.keyboard,
+        "mouse": InputDescription.mouse,
+        "tablet": InputDescription.tablet,
+    }
+    kind, offer = uri.take("kind", str, "keyboard"), uri.take("offer", str, "")
+    uri.done()
+    if kind not in kinds:
+        raise UriError(f"{uri.text!r}: kind: there are {', '.join(kinds)}, not {kind!r}")
+    return InputDevice(kinds[kind](), offer=offer)
+
+
+DEVICES: dict[str, Callable[[Uri], Device]] = {
+    "blk": _blk,
+    "net": _net,
+    "console": _console,
+    "rng": _rng,
+    "vsock": _vsock,
+    "gpio": _gpio,
+    "i2c": _i2c,
+    "input": _input,
+}
 """Makers of the devices that `loopback:NAME` can name."""
 
 

@@ -24,7 +24,6 @@ from typing import Final, Literal
 
 from virtq._core import NetLoad
 from virtq.bench.measure import BenchError, Case, Contender, Target, Window
-from virtq.testing.process import PeerError, Process
 from virtq.bench.peers.testpmd import (
     Testpmd,
     TestpmdConfig,
@@ -34,6 +33,7 @@ from virtq.bench.peers.testpmd import (
 from virtq.drivers.net import NetDriver
 from virtq.features import F, RingKind
 from virtq.queue import DriverQueue
+from virtq.testing.process import PeerError, Process
 from virtq.uri import connect
 from virtq.wire.net import HEADER_BYTES, NetFeature
 

@@ -18,7 +18,7 @@ from virtq.cli.output import facts, feature_set, json_option, print_json, show, 
 from virtq.features import DEVICE_NAMES, F, bits, describe, name, names, unmet
 from virtq.transports.vhost_user.messages import P
 from virtq.uri import Uri, open_transport
-from virtq.wire import blk, layout, net
+from virtq.wire import blk, console, gpio, input, layout, net, vsock
 from virtq.wire.blk import BlkFeature as B
 from virtq.wire.net import NetFeature as N
 
@@ -34,6 +34,10 @@ class ConfigSpace:
 CONFIG_SPACES = {
     net.DEVICE_ID: ConfigSpace(net.NetConfig, dict(net.FIELD_FEATURE)),
     blk.DEVICE_ID: ConfigSpace(blk.BlkConfig, dict(blk.FIELD_FEATURE)),
+    console.DEVICE_ID: ConfigSpace(console.ConsoleConfig, dict(console.FIELD_FEATURE)),
+    vsock.DEVICE_ID: ConfigSpace(vsock.VsockConfig, {}),
+    gpio.DEVICE_ID: ConfigSpace(gpio.GpioConfig, {}),
+    input.DEVICE_ID: ConfigSpace(input.InputConfig, {}),
 }
 
 CAPACITY_BYTES = 8
@@ -114,6 +118,8 @@ def look(uri: str, device_id: int | None = None) -> Found:
 
 # Configuration space
 
+_UNUSED = ("unused", "padding", "reserved")
+
 
 def config_fields(device_id: int, config: bytes, features: int) -> Iterator[tuple[str, Any]]:
     """The fields that exist, by dotted name, with their values."""
@@ -123,7 +129,7 @@ def config_fields(device_id: int, config: bytes, features: int) -> Iterator[tupl
         top = leaf.name.partition(".")[0]
         needed = space.feature_of.get(top)
         exists = needed is None or features & needed
-        if exists and leaf.offset + leaf.size <= len(config) and not top.startswith("unused"):
+        if exists and leaf.offset + leaf.size <= len(config) and not top.startswith(_UNUSED):
             yield leaf.name, layout.get(values, leaf.name)
 
 
@@ -152,6 +158,8 @@ _FIELD_TEXT: dict[str, Callable[[Any], str]] = {
     "status": _link_status,
     "mtu": lambda value: f"{value} bytes",
     "speed": _unknown_at(0xFFFFFFFF, lambda value: f"{value} Mbit/s"),
+    "gpio_names_size": lambda value: f"{value} bytes",
+    "answer": lambda value: value.rstrip(b"\0").hex(" ") or "none",
     "duplex": _unknown_at(0xFF, lambda value: "full" if value else "half"),
 }
 

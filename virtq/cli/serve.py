@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from virtq.cli import serve_console, serve_gpio, serve_i2c, serve_input, serve_rng, serve_vsock
+from virtq.cli.capabilities import capabilities_option
 from virtq.cli.failures import beginning
 from virtq.cli.options import SIZE
 from virtq.cli.output import size_text
@@ -57,28 +57,6 @@ def serve() -> None:
     """
 
 
-def _capabilities(answer: dict[str, Any]) -> Callable[[click.Context, click.Parameter, bool], None]:
-    """What `--print-capabilities` does, as management tools expect of every back-end program."""
-
-    def print_and_exit(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        if value and not ctx.resilient_parsing:
-            click.echo(json.dumps(answer, indent=2))
-            ctx.exit(0)
-
-    return print_and_exit
-
-
-def _capabilities_option(**answer: Any) -> Callable[[Any], Any]:
-    return click.option(
-        "--print-capabilities",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_capabilities(answer),
-        help="Print what this back-end can do, in JSON, and exit.",
-    )
-
-
 _wait_option = click.option(
     "--wait",
     type=click.Choice(["poll", "adaptive", "event"]),
@@ -89,6 +67,17 @@ _wait_option = click.option(
 def _given(**settings: Any) -> dict[str, Any]:
     """The settings that were asked for; the others are the device's to choose."""
     return {name: value for name, value in settings.items() if value is not None}
+
+
+for command in (
+    serve_console.console,
+    serve_gpio.gpio,
+    serve_i2c.i2c,
+    serve_input.input,
+    serve_rng.rng,
+    serve_vsock.vsock,
+):
+    serve.add_command(command)
 
 
 # Block
@@ -107,7 +96,7 @@ def _given(**settings: Any) -> dict[str, Any]:
 @click.option("--block-size", type=SIZE, default=512, show_default=True, help="Bytes in a block.")
 @click.option("--direct", is_flag=True, help="Bypass the host's page cache.")
 @_wait_option
-@_capabilities_option(type="block", features=["read-only", "blk-file"])
+@capabilities_option(type="block", features=["read-only", "blk-file"])
 def blk(
     image: str | None,
     blk_file: str | None,
@@ -200,7 +189,7 @@ def _open_disk(image: str, *, read_only: bool, direct: bool) -> Disk:
     help="Whether a packet may be spread over several receive buffers.",
 )
 @_wait_option
-@_capabilities_option(type="net")
+@capabilities_option(type="net")
 def net(
     tap: str | None,
     hub: bool,

@@ -25,6 +25,11 @@ def _manifest() -> Mapping[str, Mapping[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _which(name: str) -> str | None:
+    """A program by its name, or by its path below the repository."""
+    return shutil.which(ROOT / name if "/" in name else name)
+
+
 def missing(peer: str) -> str | None:
     """Why the peer cannot be used, or None if it can."""
     entry = _manifest().get(peer)
@@ -33,14 +38,14 @@ def missing(peer: str) -> str | None:
     if peer == "linux":
         image = ROOT / entry["kernel"]
         return None if image.exists() else f"guest kernel {entry['kernel']} is missing"
-    found = shutil.which(entry["program"])
+    found = _which(entry["program"])
     return None if found else f"{entry['program']} is not on PATH: run scripts/peers.sh"
 
 
 def require(peer: str) -> None:
     """Skips the calling test, with the reason, when the peer is missing.
 
-    Peers: "qemu", "qemu-storage-daemon", "dpdk", "busybox", "linux".
+    Peers: "qemu", "qemu-newest", "qemu-storage-daemon", "dpdk", "busybox", "linux".
     """
     reason = missing(peer)
     if reason is not None:
@@ -50,7 +55,7 @@ def require(peer: str) -> None:
 def program(peer: str) -> Path:
     """The peer's program; skips when the peer is missing."""
     require(peer)
-    found = shutil.which(_manifest()[peer]["program"])
+    found = _which(_manifest()[peer]["program"])
     assert found is not None
     return Path(found)
 

@@ -26,6 +26,7 @@ class Served:
     def __init__(self, *words: str | Path, fds: tuple[int, ...] = ()) -> None:
         self.process = subprocess.Popen(
             [*VIRTQ, "serve", *map(str, words)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -41,6 +42,12 @@ class Served:
             if text in line:
                 return
         raise AssertionError(f"no {text!r} in {self.lines}")
+
+    def feed(self, text: str) -> None:
+        """Give it standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
 
     def end(self, number: int = signal.SIGTERM) -> str:
         """Send a signal; returns standard output once the process has ended well."""
