@@ -707,9 +707,10 @@ impl PyDriverQueue {
                 if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     return Ok(lock(&self.queue).has_used());
                 }
-            } else if alarm.as_ref().is_some_and(|alarm| {
-                wait_readable(alarm, None, Some(Duration::ZERO))
-            }) {
+            } else if alarm
+                .as_ref()
+                .is_some_and(|alarm| wait_readable(alarm, None, Some(Duration::ZERO)))
+            {
                 return Ok(lock(&self.queue).has_used());
             }
         }

@@ -167,7 +167,7 @@ impl PackedLog {
         self.old_free_head = self.free_head;
 
         let mut seen = vec![false; entries.into()];
-        let mut entry = self.free_head;
+        let (mut entry, mut free) = (self.free_head, 0);
         while entry < entries {
             if std::mem::replace(&mut seen[usize::from(entry)], true) {
                 return Err(Fault::InflightLink { field: "free list", value: entry, entries });
@@ -175,7 +175,7 @@ impl PackedLog {
             let next = self.area.load16(at(entry) + NEXT, Ordering::Relaxed);
             self.next[usize::from(entry)] = next;
             self.area.store16(at(entry) + INFLIGHT, 0, Ordering::Release);
-            entry = next;
+            (entry, free) = (next, free + 1);
         }
         let mut taken: Vec<(u64, u16)> = (0..entries)
             .filter(|&entry| !seen[usize::from(entry)])
@@ -192,6 +192,11 @@ impl PackedLog {
                 return Err(Fault::InflightLink { field: "num", value: held.num, entries: size });
             }
             self.held.push_back(held);
+        }
+        // What is neither is lost, and some day there would be no entry for a descriptor.
+        if free + slots < size.into() {
+            let value = free as u16;
+            return Err(Fault::InflightLink { field: "free list of", value, entries });
         }
         // Only now, so that a heir that does not come this far leaves everything as it was.
         self.store_free();
