@@ -297,7 +297,7 @@ class DriverQueue:
     def has_used(self) -> bool: ...
     def wait(self, timeout_s: float | None = None, alarm_fd: int | None = None) -> bool:
         """Block (without the interpreter lock) until used buffers wait; False on time-out, or when
-        `alarm_fd` becomes readable or is closed by its other end."""
+        the other end of `alarm_fd` hangs up (POLLRDHUP)."""
     def take_back(self) -> list[int]:
         """After a queue or device reset: cookies of all buffers not reaped, oldest first; empties
         the ring."""

@@ -69,15 +69,22 @@ fn duplicate(fd: Option<i32>) -> PyResult<Option<OwnedFd>> {
     borrowed.try_clone_to_owned().map(Some).map_err(PyOSError::new_err)
 }
 
-/// Wait until `fd` is readable, or `alarm`; false on time-out.
+/// Wait until `fd` is readable or the other end of `alarm` hangs up; false on time-out.
 fn wait_readable(fd: &OwnedFd, alarm: Option<&OwnedFd>, timeout: Option<Duration>) -> bool {
     let alarm_fd = alarm.map_or(-1, AsRawFd::as_raw_fd); // -1 is never ready
-    let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut entries = [entry(fd.as_raw_fd()), entry(alarm_fd)];
+    let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut entries = [entry(fd.as_raw_fd(), libc::POLLIN), entry(alarm_fd, libc::POLLRDHUP)];
     let timeout_ms = timeout
         .map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
     // SAFETY: two entries, alive during the call.
     unsafe { libc::poll(entries.as_mut_ptr(), 2, timeout_ms) > 0 }
+}
+
+/// Whether the other end has hung up.
+fn hung_up(fd: &OwnedFd) -> bool {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, alive during the call.
+    unsafe { libc::poll(&mut entry, 1, 0) > 0 }
 }
 
 fn lock<T>(queue: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -707,10 +714,7 @@ impl PyDriverQueue {
                 if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     return Ok(lock(&self.queue).has_used());
                 }
-            } else if alarm
-                .as_ref()
-                .is_some_and(|alarm| wait_readable(alarm, None, Some(Duration::ZERO)))
-            {
+            } else if alarm.as_ref().is_some_and(hung_up) {
                 return Ok(lock(&self.queue).has_used());
             }
         }

@@ -128,7 +128,8 @@ def test_a_reset_without_status() -> None:
 
 
 def test_the_number_of_queues() -> None:
-    for options, count in (({}, 3), ({"queues": 8}, 8)):
+    cases: list[tuple[dict[str, Any], int]] = [({}, 3), ({"queues": 8}, 8)]
+    for options, count in cases:
         script = Scripted(P.MQ)
         front = Frontend(script.sock, memory_size=MEMORY, **options)
         assert front.queue_count == count

@@ -22,6 +22,7 @@ from virtq.features import F
 from virtq.transports.base import DeviceSide, TranslatedDevice
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
+from virtq.transports.vhost_user.inflight import Answer, HeldRegion
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -38,6 +39,7 @@ from virtq.transports.vhost_user.wire import (
     IOTLB_WRITE,
     U64,
     Config,
+    Inflight,
     Iotlb,
     IotlbType,
     LogBase,
@@ -56,6 +58,7 @@ OFFERED = (
     | P.REPLY_ACK
     | P.BACKEND_REQ
     | P.BACKEND_SEND_FD
+    | P.INFLIGHT_SHMFD
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
@@ -94,7 +97,10 @@ class Session:
         )
         self._negotiation = self._protocol.negotiation
         self._guest = Guest()
-        self._vrings = Vrings(device, self._guest, self._negotiation, self._ask_translation, name)
+        self._inflight = HeldRegion()
+        self._vrings = Vrings(
+            device, self._guest, self._negotiation, self._ask_translation, name, self._inflight
+        )
         self._outbox = Outbox(sock)
         self._other: socket.socket | None = None
         self._other_outbox: Outbox | None = None
@@ -122,7 +128,13 @@ class Session:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._close_other()
-        for clean_up in (self._vrings.close, self._release_device, self._guest.close):
+        clean_ups = (
+            self._vrings.close,
+            self._release_device,
+            self._guest.close,
+            self._inflight.forget,
+        )
+        for clean_up in clean_ups:
             try:
                 clean_up()
             except Exception:
@@ -203,9 +215,11 @@ class Session:
             except Exception as error:
                 log.exception("%s: %s failed", self._name, event.message.name)
                 return main.refuse(event, error)
+        if isinstance(reply, Answer):
+            return main.accept(event, reply.payload, reply.fds)
         return main.accept(event, reply)
 
-    def _carry_out(self, request: Request) -> Payload | None:
+    def _carry_out(self, request: Request) -> Payload | Answer | None:
         handler = _HANDLERS.get(request.message.code)
         if handler is None:
             name, code = request.message.name, int(request.message.code)
@@ -338,9 +352,18 @@ class Session:
     def _reset(self) -> None:
         """Device and rings; memory, descriptors and protocol features are the connection's."""
         self._vrings.stop_all()
+        self._inflight.forget()
         self._guest.forget_translations()
         self._device.reset()
         self._features_refused = False
+
+    def _get_inflight_fd(self, request: Request, payload: Inflight) -> Answer:
+        # Before the features are known the larger layout has room for either.
+        packed = self._negotiation.packed or self._negotiation.features is None
+        return self._inflight.make(payload, packed)
+
+    def _set_inflight_fd(self, request: Request, payload: Inflight) -> None:
+        self._inflight.use(payload, request.fds.peek(), self._negotiation.packed)
 
     # ------------------------------------------------------------ the other channel
 
@@ -441,7 +464,7 @@ def _take_event(request: Request, payload: U64) -> tuple[int, int | None]:
     return index, request.fds.take()
 
 
-_Handler = Callable[..., Payload | None]
+_Handler = Callable[..., Payload | Answer | None]
 
 _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_FEATURES: Session._get_features,
@@ -466,6 +489,8 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.IOTLB_MSG: Session._iotlb_msg,
     Front.GET_CONFIG: Session._get_config,
     Front.SET_CONFIG: Session._set_config,
+    Front.GET_INFLIGHT_FD: Session._get_inflight_fd,
+    Front.SET_INFLIGHT_FD: Session._set_inflight_fd,
     Front.RESET_DEVICE: Session._reset_device,
     Front.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
     Front.ADD_MEM_REG: Session._add_mem_reg,
