@@ -3,6 +3,7 @@
     vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
+    vhost-user:/run/sim.sock?protocol=+INBAND_NOTIFICATIONS
 
 What comes after `?` are options, `name=value` with `&` between. Sizes are bytes, or have one of the
 units K, M, G, T (powers of 1024).
@@ -208,9 +209,14 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
     queues = uri.take("queues", parse_number, None)
     queue_size = uri.take("queue_size", parse_number, frontend.QUEUE_SIZE)
     memory = uri.take("memory", parse_size, frontend.MEMORY_BYTES)
+    protocol = uri.take("protocol", str, "")
     uri.done()
     return frontend.Frontend(
-        uri.target, queues=queues, queue_size_max=queue_size, memory_size=memory
+        uri.target,
+        queues=queues,
+        queue_size_max=queue_size,
+        memory_size=memory,
+        protocol=protocol,
     )
 
 
@@ -293,12 +299,13 @@ def serve(device: DeviceSide, uri: str) -> None:
         raise UriError(f"{uri!r}: a device can be served at vhost-user:PATH only")
     if not parts.target:
         raise UriError(f"{uri!r} names no socket")
+    protocol = parts.take("protocol", str, "")
     parts.done()
     with _one_line(uri):
-        asyncio.run(_serve_vhost_user(device, parts.target))
+        asyncio.run(_serve_vhost_user(device, parts.target, protocol))
 
 
-async def _serve_vhost_user(device: DeviceSide, path: str) -> None:
+async def _serve_vhost_user(device: DeviceSide, path: str, protocol: str) -> None:
     from virtq.transports import vhost_user
 
     def ready(backend: vhost_user.Backend) -> None:
@@ -307,4 +314,4 @@ async def _serve_vhost_user(device: DeviceSide, path: str) -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, backend.close)
 
-    await vhost_user.serve(device, path, ready=ready)
+    await vhost_user.serve(device, path, protocol=protocol, ready=ready)
