@@ -5,6 +5,7 @@
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
     qtest:virtio-blk-pci,packed=on?disk=a.img a device of a QEMU that is started for it
+    vhost-user:/run/sim.sock?protocol=+INBAND_NOTIFICATIONS
 
 What comes after `?` are options, `name=value` with `&` between. Sizes are bytes, or have one of the
 units K, M, G, T (powers of 1024).
@@ -223,6 +224,7 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
     memory = uri.take("memory", parse_size, frontend.MEMORY_BYTES)
     reconnect_s = uri.take("reconnect", parse_patience, None)
     track = uri.take("track", parse_flag, None)
+    protocol = uri.take("protocol", str, "")
     uri.done()
     return frontend.Frontend(
         uri.target,
@@ -231,6 +233,7 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
         memory_size=memory,
         reconnect_s=reconnect_s,
         track=track,
+        protocol=protocol,
     )
 
 

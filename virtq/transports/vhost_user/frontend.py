@@ -30,6 +30,7 @@ from virtq.transports.vhost_user.messages import (
     Front,
     P,
 )
+from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.transports.vhost_user.other_channel import OtherChannel
 from virtq.transports.vhost_user.protocol import FrontendProtocol
 from virtq.transports.vhost_user.reconnect import connect_again, resume_position
@@ -100,14 +101,16 @@ class Frontend:
     `queues` is the number of virtqueues; without it that of GET_QUEUE_NUM, or 1 for a back-end
     without MQ. Some back-ends (DPDK's) count pairs there, so for a network device give the number.
     `queue_size_max` (at most 32768) is the largest queue to ask for; where the back-end refuses it,
-    half of it is tried, and so on.
+    half of it is tried, and so on. `protocol` is how the protocol features that are taken, where
+    they are offered, differ from the usual ones (see `offer`).
 
     With `reconnect_s` a back-end that goes away is waited for so many seconds wherever `check` is
     called (whoever waits for a buffer does), and the next one goes on with all that is outstanding:
     see `reconnect`. `track`: whether what is in flight is tracked, where the back-end can; by
     default only if that is needed to reconnect.
 
-    Raises TransportError that names the socket if there is no back-end or it does not answer.
+    Raises TransportError that names the socket if there is no back-end or it does not answer,
+    FeatureError for a `protocol` that makes no sense.
     """
 
     def __init__(
@@ -120,8 +123,10 @@ class Frontend:
         queue_size_max: int = QUEUE_SIZE,
         reconnect_s: float | None = None,
         track: bool | None = None,
+        protocol: str = "",
     ) -> None:
         self._name = where if isinstance(where, str) else f"socket {where.fileno()}"
+        self._wanted = ProtocolChange.parse(protocol).apply(WANTED)
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s if isinstance(where, str) else None
         self._track = track
@@ -160,9 +165,8 @@ class Frontend:
         negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
         if negotiation.offered & PROTOCOL_FEATURES:
             negotiation.offered_protocol = P(self._exchange.ask(Front.GET_PROTOCOL_FEATURES))
-            self._exchange.tell(
-                Front.SET_PROTOCOL_FEATURES, U64(negotiation.offered_protocol & WANTED)
-            )
+            chosen = negotiation.offered_protocol & self._wanted
+            self._exchange.tell(Front.SET_PROTOCOL_FEATURES, U64(chosen))
         if queues is None:
             reported = self._exchange.ask(Front.GET_QUEUE_NUM) if negotiation.has(P.MQ) else 1
             queues = min(reported, MAX_QUEUES)
