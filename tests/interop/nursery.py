@@ -1,11 +1,11 @@
-"""`virtq serve` processes that are killed and born again, many times a second.
+"""Processes that are killed and born again, many times a second: `virtq serve`, and drivers.
 
-    with Nursery("blk", image, socket_path=path) as nursery:
+    with Nursery(serve_argv("blk", image, socket_path=path)) as nursery:
         nursery.kill()     # SIGKILL: nothing is finished, nothing is told
-        nursery.start()    # another one, at the same socket
+        nursery.start()    # another one
 
-Python with all that the command imports takes most of a second to start, so a process that has
-imported it waits and forks: what runs is the command as ever, in a process of its own.
+Python with all that they import takes most of a second to start, so a process that has imported it
+waits and forks: what runs is the command as ever, in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,23 +19,44 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from .peers.process import PeerError, Process
 
-READY_TIMEOUT_S: Final = 20.0
+PATIENCE_S: Final = 20.0
 _PR_SET_PDEATHSIG: Final = 1
+_ACCEPTS: Final = "00010000"
+_CONNECTED: Final = "03"
+
+
+def is_listening(socket_path: Path) -> bool:
+    """By the kernel's table of sockets: a connection would be taken for a front-end's."""
+    return any(words[3] == _ACCEPTS for words in _sockets(socket_path))
+
+
+def is_connected(socket_path: Path) -> bool:
+    """Whether somebody has connected to a socket that is served there."""
+    return any(words[5] == _CONNECTED for words in _sockets(socket_path))
+
+
+def _sockets(socket_path: Path) -> list[list[str]]:
+    """The lines of /proc/net/unix for a path: address, references, protocol, flags, type, state,
+    inode, path."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return [words for words in lines if words[-1] == str(socket_path)]
 
 
 class Nursery:
-    """The command, running from the moment that the context is entered."""
+    """A process after the other; the first runs from the moment that the context is entered."""
 
-    def __init__(self, *arguments: object, socket_path: Path) -> None:
-        """`arguments` are those behind `virtq serve`."""
-        self._argv = ["serve", *map(str, arguments), "--socket-path", str(socket_path)]
-        self.socket_path = socket_path
+    def __init__(self, *argv: object) -> None:
+        """`serve` and what comes behind `virtq serve`, or `write` and what comes behind that in
+        `writer`."""
+        self.argv = [*map(str, argv)]
         self.births = 0
         self.pid: int | None = None
         self._resources = contextlib.ExitStack()
@@ -45,7 +66,7 @@ class Nursery:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             self._control, theirs = socket.socketpair()
             stack.enter_context(self._control)
-            self._control.settimeout(READY_TIMEOUT_S)
+            self._control.settimeout(PATIENCE_S)
             with theirs:
                 self._process = Process(
                     [sys.executable, "-m", "tests.interop.nursery", str(theirs.fileno())],
@@ -67,24 +88,22 @@ class Nursery:
             if self.pid is not None:
                 self.kill()
 
-    def start(self) -> None:
-        """Another process; returns once front-ends can connect."""
-        self.pid = self._ask(json.dumps(self._argv))
+    def start(self, *argv: object) -> None:
+        """Another process; `argv` is for this one only, by default as ever."""
+        self.pid = self._ask(json.dumps([*map(str, argv or self.argv)]))
         self.births += 1
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while not self._listens():
+
+    def await_that(self, holds: Callable[[], bool], what: str) -> None:
+        """Returns once it holds. Raises PeerError if it does not come."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds():
             if time.monotonic() > deadline:
-                raise PeerError(f"virtq does not serve {self.socket_path}\n{self.log}")
-            time.sleep(0.002)
+                raise PeerError(f"not in {PATIENCE_S} s: {what}\n{self.log}")
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """SIGKILL; returns once it is gone."""
         self._ask("kill")
-        self.pid = None
-
-    def end(self) -> None:
-        """SIGTERM; returns once it has ended."""
-        self._ask("end")
         self.pid = None
 
     @property
@@ -92,14 +111,6 @@ class Nursery:
         """What all of them have said so far."""
         said = os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
         return said + self._process.log
-
-    def _listens(self) -> bool:
-        """By the kernel's table of sockets: a connection would be taken for a front-end's."""
-        for line in Path("/proc/net/unix").read_text().splitlines():
-            words = line.split()
-            if words[-1] == str(self.socket_path) and words[3] == "00010000":
-                return True
-        return False
 
     def _ask(self, what: str) -> int:
         self._control.sendall(what.encode() + b"\n")
@@ -120,27 +131,31 @@ def _run(control: socket.socket) -> None:
             pid = os.fork()
             if not pid:
                 control.close()
-                _serve(json.loads(line))
+                _live(json.loads(line))
         else:
-            os.kill(pid, signal.SIGKILL if line == "kill\n" else signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         control.sendall(str(pid).encode())
 
 
-def _serve(argv: list[str]) -> None:
-    """The child: the command, that ends with its parent."""
+def _live(argv: list[str]) -> None:
+    """The child, which ends with its parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    from virtq.cli import main
-
-    sys.argv = ["virtq", *argv]
     status = 1
     try:
-        main()
+        if argv[0] == "write":
+            write(*argv[1:])
+        else:
+            sys.argv = ["virtq", *argv]
+            main()
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 
@@ -149,5 +164,8 @@ if __name__ == "__main__":
     import virtq.cli.serving
     import virtq.devices.blk
     import virtq.devices.disk  # noqa: F401 - imported here so that the children have it
+    from virtq.cli import main
+
+    from .writer import write
 
     _run(socket.socket(fileno=int(sys.argv[1])))
