@@ -198,6 +198,11 @@ class Frontend:
         return self._negotiation.protocol
 
     @property
+    def tracks(self) -> bool:
+        """Whether the back-end writes down what is in flight (INFLIGHT_SHMFD), for the next one."""
+        return self._kept is not None
+
+    @property
     def memory(self) -> Memory:
         return self._memory
 
