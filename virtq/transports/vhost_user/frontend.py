@@ -499,9 +499,7 @@ class Frontend:
                     raise
             except BaseException as error:
                 # One that cannot do it: whoever asks again is told the same.
-                self._exchange.fail(
-                    PeerGone(f"{self._name}: the next back-end does not do: {error}")
-                )
+                self._exchange.fail(PeerGone(f"no back-end to go on with: {error}"))
                 self._reconnect_s = None
                 raise
             else:
@@ -524,7 +522,8 @@ class Frontend:
         if self._kept is not None and not self._negotiation.has(P.INFLIGHT_SHMFD):
             raise FeatureError(f"{self._name}: the next back-end does not track what is in flight")
         self.write_features(self._features)
-        has_status = self._negotiation.has(P.STATUS)
+        # A status of 0 would be a reset.
+        has_status = self._negotiation.has(P.STATUS) and self._status != 0
         if has_status:
             self._exchange.tell(Front.SET_STATUS, U64(self._status & ~_DRIVER_OK))
         self._hand_on()
