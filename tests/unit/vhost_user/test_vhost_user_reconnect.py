@@ -84,6 +84,21 @@ def test_a_driver_that_waits_is_served_by_the_next_one(stage: Stage) -> None:
         assert status & 4, "DRIVER_OK"
 
 
+def test_several_threads_find_one_successor(stage: Stage) -> None:
+    with Driver(open_transport(f"vhost-user:{stage.path}?reconnect=5&queues=2")) as driver:
+        front = driver.transport
+        assert isinstance(front, Frontend)
+        stage.leave()
+        stage.enter()
+        threads = [threading.Thread(target=front.check) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert front.reconnects == 1
+        assert [driver.queues[i].call(b"x", reply=1) for i in (0, 1)] == [b"X", b"X"]
+
+
 def test_without_reconnect_a_driver_is_told_at_once(stage: Stage) -> None:
     with Driver(open_transport(f"vhost-user:{stage.path}?memory=1M&queues=1")) as driver:
         stage.leave()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class Frontend:
         self._kept: KeptRegion | None = None
         self._features: int | None = None
         self._closed = False
+        self._reconnecting = threading.Lock()
         self.reconnects = 0
         """How often another back-end has taken over."""
         self._queue_size_max = min(queue_size_max, MAX_QUEUE_SIZE)
@@ -479,10 +481,17 @@ class Frontend:
         cannot be handed on to that is NotResumable, and features that it lacks a FeatureError."""
         try:
             self._exchange.check()
+            return
         except PeerGone:
             if self._reconnect_s is None or self._closed:
                 raise
-            self._reconnect(time.monotonic() + self._reconnect_s)
+        with self._reconnecting:
+            try:
+                self._exchange.check()  # another thread may have seen to it meanwhile
+            except PeerGone:
+                if self._reconnect_s is None or self._closed:
+                    raise
+                self._reconnect(time.monotonic() + self._reconnect_s)
 
     def _reconnect(self, deadline: float) -> None:
         """Have another back-end go on where the last one was; if that dies as well, the next."""
