@@ -4,6 +4,7 @@ mod batch;
 mod blk;
 mod blk_load;
 mod errors;
+mod inflight;
 mod load;
 mod memory;
 mod net;
@@ -21,6 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     blk::register(module)?;
     blk_load::register(module)?;
     errors::register(module)?;
+    inflight::register(module)?;
     load::register(module)?;
     memory::register(module)?;
     net::register(module)?;

@@ -18,8 +18,8 @@ pub enum AnyOrder {}
 
 /// The two orders, with the bookkeeping that each needs.
 pub trait Order {
-    /// Whether one used entry may cover several buffers.
-    const MERGES: bool;
+    /// Whether buffers leave as they came, so that one used entry may cover several.
+    const IN_ORDER: bool;
     /// What the device half has taken and not yet used.
     type Taken: Taken;
     /// What the driver half has added and not yet reaped.
@@ -27,13 +27,13 @@ pub trait Order {
 }
 
 impl Order for InOrder {
-    const MERGES: bool = true;
+    const IN_ORDER: bool = true;
     type Taken = TakenQueue;
     type Added = AddedRuns;
 }
 
 impl Order for AnyOrder {
-    const MERGES: bool = false;
+    const IN_ORDER: bool = false;
     type Taken = TakenTable;
     type Added = AddedTable;
 }
@@ -78,6 +78,8 @@ pub trait Taken {
     fn is_taken(&self, token: Token) -> bool;
     /// The next used entry to write; `merge` lets it cover more than one buffer.
     fn next_used(&mut self, merge: bool) -> Option<UsedEntry>;
+    /// (identifier, slots) of a buffer that is taken.
+    fn describe(&self, token: Token) -> (u16, u16);
     /// Buffers taken whose used entry was not handed out yet.
     fn len(&self) -> usize;
     /// Nothing is outstanding.
@@ -226,6 +228,11 @@ impl Taken for TakenQueue {
         run
     }
 
+    fn describe(&self, token: Token) -> (u16, u16) {
+        let entry = &self.entries[token.index as usize];
+        (entry.id, entry.slots)
+    }
+
     fn len(&self) -> usize {
         self.tail.wrapping_sub(self.head) as usize
     }
@@ -359,6 +366,11 @@ impl Taken for TakenTable {
         used
     }
 
+    fn describe(&self, token: Token) -> (u16, u16) {
+        let entry = &self.entries[token.index as usize];
+        (entry.id, entry.slots)
+    }
+
     fn len(&self) -> usize {
         self.taken + self.done.len() - self.gone
     }
@@ -434,6 +446,9 @@ pub trait Added {
     /// device-writable bytes of the last of them; None if it is not outstanding among the first
     /// `published` added.
     fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)>;
+    /// How many buffers behind the oldest `skip` a used entry with this identifier covers, and their
+    /// slots; None if it is not outstanding.
+    fn covered_slots(&self, id: u32, skip: usize) -> Option<(usize, u32)>;
     /// Remove the buffer that leaves next under this identifier, and up to `most` in all of those like
     /// it that leave with it, and free their places: in a split ring the descriptors, in a packed one
     /// the identifiers.
@@ -571,6 +586,22 @@ impl Added for AddedRuns {
         None
     }
 
+    fn covered_slots(&self, id: u32, skip: usize) -> Option<(usize, u32)> {
+        let size = u32::from(self.size);
+        let each = |run: &Run| {
+            let (first, slots) = (u32::from(run.id), u32::from(run.slots));
+            (0..u32::from(run.count)).map(move |at| ((first + at * slots) % size, slots))
+        };
+        let mut slots = 0;
+        for (position, (buffer, taken)) in self.runs.iter().flat_map(each).skip(skip).enumerate() {
+            slots += taken;
+            if buffer == id {
+                return Some((position + 1, slots));
+            }
+        }
+        None
+    }
+
     #[inline]
     fn pop(&mut self, _id: u16, most: u16, _split: bool) -> SentRun {
         let size = u32::from(self.size);
@@ -667,6 +698,11 @@ impl Added for AddedTable {
             Some(sent) if !sent.is_free() && sent.serial < published => Some((1, sent.writable)),
             _ => None,
         }
+    }
+
+    fn covered_slots(&self, id: u32, _skip: usize) -> Option<(usize, u32)> {
+        let sent = self.table.get(id as usize).filter(|sent| !sent.is_free())?;
+        Some((1, sent.slots.into()))
     }
 
     /// The buffer's links are still a chain of its places; the last one takes the free list behind

@@ -135,6 +135,15 @@ class Ring:
     def position(self) -> Position:
         return Position(*self.half.position)
 
+    @property
+    def outstanding(self) -> int:
+        return self.half.outstanding
+
+    @property
+    def device_position(self) -> Position:
+        """The judge does not let another device half go on with a ring."""
+        return self.position
+
     def set_kick(self, fd: int | None) -> None:
         self._replace("kick_fd", fd)
 

@@ -80,6 +80,7 @@ class Terms:
     socket_paths: tuple[str, ...]
     fd: int | None
     offer: str
+    protocol: str
     one_used_entry_per_buffer: bool
     stats_s: float | None
     as_json: bool
@@ -139,6 +140,12 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
                 help="Features to offer or not, such as +IN_ORDER,-EVENT_IDX.",
             ),
             click.option(
+                "--protocol",
+                metavar="CHANGE",
+                default="",
+                help="vhost-user protocol features to offer or not, such as -CONFIGURE_MEM_SLOTS.",
+            ),
+            click.option(
                 "--one-used-entry-per-buffer",
                 is_flag=True,
                 help="Under IN_ORDER, write a used entry for every buffer, not one for a batch.",
@@ -170,6 +177,7 @@ def serve_all(endpoints: Sequence[Endpoint], terms: Terms) -> None:
         with beginning(endpoint.title):
             endpoint.wrap(wrapping, number)
             endpoint.recorder.offered_features  # noqa: B018 - raises for an offer that cannot be
+            Backend(endpoint.recorder, protocol=terms.protocol)
     started = time.monotonic()
     if terms.faults:
         say(f"virtq: faults happen as with --fault-seed {wrapping.seed}")
@@ -206,6 +214,7 @@ async def _serve_all(endpoints: Sequence[Endpoint], terms: Terms) -> Exception |
                     endpoint.recorder,
                     endpoint.where,
                     name=endpoint.address,
+                    protocol=terms.protocol,
                     ready=lambda backend, endpoint=endpoint: ready(endpoint, backend),  # type: ignore[misc]
                 )
             )

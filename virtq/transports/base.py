@@ -101,10 +101,35 @@ class QueueEnd(Protocol):
     @property
     def features(self) -> int: ...
     @property
-    def position(self) -> Position: ...
+    def outstanding(self) -> int:
+        """Buffers added and not reaped."""
+        ...
 
+    @property
+    def position(self) -> Position: ...
+    @property
+    def device_position(self) -> Position:
+        """Where a device half goes on that comes after the one before, by what the rings tell."""
+        ...
+
+    @property
+    def kick_fd(self) -> int | None: ...
+    @property
+    def call_fd(self) -> int | None: ...
     def set_kick(self, fd: int | None) -> None: ...
     def set_call(self, fd: int | None) -> None: ...
+
+
+@runtime_checkable
+class Alarming(Protocol):
+    """What a transport has besides `DriverTransport` if the end of the other side need not be asked
+    for again and again."""
+
+    @property
+    def alarm_fd(self) -> int | None:
+        """A descriptor that shows a hang-up (POLLRDHUP) when it is time for `check`; it may be
+        another one after that."""
+        ...
 
 
 class DriverTransport(Protocol):
@@ -147,7 +172,8 @@ class DriverTransport(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises PeerGone if the other end is no longer there."""
+        """Raises PeerGone if the other end is no longer there (and does not come back, where the
+        transport waits for that)."""
         ...
 
     def on_config_change(self, callback: Callable[[], None] | None) -> None: ...

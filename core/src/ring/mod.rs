@@ -3,7 +3,7 @@
 
 mod batch;
 mod burst;
-mod chain;
+pub(crate) mod chain;
 pub mod packed;
 mod rows;
 pub mod split;
@@ -11,6 +11,7 @@ pub mod split;
 use std::sync::Arc;
 
 use crate::error::{Fault, QueueError};
+use crate::inflight::Part;
 use crate::memory::{Cache, Guesses, Memory, Window};
 use crate::order::{SentRun, Token, UsedEntry};
 
@@ -234,6 +235,12 @@ pub trait DeviceHalf {
     fn set_merge(&mut self, merge: bool);
     /// Fault injection: write the next used entry with identifier and length exclusive-ored.
     fn spoil_next_used(&mut self, id: u16, written: u32);
+    /// From now on write down what is taken, and first of all take again what a device half before
+    /// us had taken, by what it wrote down. Only before anything was taken.
+    fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError>;
+    /// After `abandon`: what is written down is not needed, because the next device half finds
+    /// everything from the position on. False if it does not.
+    fn release_inflight(&mut self) -> bool;
 }
 
 /// The driver half of a virtqueue, whatever its layout and order.
@@ -272,6 +279,9 @@ pub trait DriverHalf {
     fn take_back(&mut self) -> Vec<u64>;
     /// Where it stands.
     fn position(&self) -> Position;
+    /// Where the device half stands, going by what it has used: behind everything that is used,
+    /// reaped or not.
+    fn device_position(&self) -> Position;
     /// The fault that broke the queue.
     fn broken(&self) -> Option<&Fault>;
     /// Used entries read so far.

@@ -22,6 +22,7 @@ from virtq.features import F
 from virtq.transports.base import DeviceSide, TranslatedDevice
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
+from virtq.transports.vhost_user.inflight import Answer, HeldRegion
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -29,15 +30,16 @@ from virtq.transports.vhost_user.messages import (
     Front,
     P,
 )
+from virtq.transports.vhost_user.offer import AS_USUAL, ProtocolChange
 from virtq.transports.vhost_user.outbox import Outbox
-from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Request
+from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Reply, Request
 from virtq.transports.vhost_user.rings import MAX_QUEUES, split_vring_fd
+from virtq.transports.vhost_user.translation import Translations
 from virtq.transports.vhost_user.vrings import RingError, Vrings, reason
 from virtq.transports.vhost_user.wire import (
-    IOTLB_READ,
-    IOTLB_WRITE,
     U64,
     Config,
+    Inflight,
     Iotlb,
     IotlbType,
     LogBase,
@@ -56,6 +58,7 @@ OFFERED = (
     | P.REPLY_ACK
     | P.BACKEND_REQ
     | P.BACKEND_SEND_FD
+    | P.INFLIGHT_SHMFD
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
@@ -66,6 +69,8 @@ type adds (RARP, MTU) goes here, and its requests into `_HANDLERS`."""
 _FEATURES_OK = 8
 _OTHER_CHANNEL_BYTES = 64 * 1024
 """What may wait for a front-end that does not read its other channel."""
+_OTHER_CHANNEL_REQUESTS = 1024
+"""Requests there that a front-end may leave without their acknowledgement."""
 
 
 def offered_features(device: DeviceSide) -> int:
@@ -76,30 +81,39 @@ def offered_features(device: DeviceSide) -> int:
     return features | TRANSPORT_FEATURES
 
 
-def offered_protocol_features(device: DeviceSide) -> P:
-    return OFFERED | (P.CONFIG if device.config_size else P(0))
+def offered_protocol_features(device: DeviceSide, change: ProtocolChange = AS_USUAL) -> P:
+    """The protocol features that a back-end for this device offers. Raises FeatureError."""
+    return change.apply(OFFERED | (P.CONFIG if device.config_size else P(0)))
 
 
 class Session:
     """Serves one connected front-end. The socket stays the caller's to close."""
 
-    def __init__(self, device: DeviceSide, sock: socket.socket, name: str) -> None:
+    def __init__(
+        self,
+        device: DeviceSide,
+        sock: socket.socket,
+        name: str,
+        protocol: ProtocolChange = AS_USUAL,
+    ) -> None:
         self._device = device
         self._sock = sock
         self._name = name
         self._protocol = BackendProtocol(
             offered_features(device),
-            offered_protocol_features(device),
+            offered_protocol_features(device, protocol),
             device.queue_sizes[:MAX_QUEUES],
         )
         self._negotiation = self._protocol.negotiation
         self._guest = Guest()
-        self._vrings = Vrings(device, self._guest, self._negotiation, self._ask_translation, name)
+        self._translations = Translations(self._ask_translation, name)
+        self._inflight = HeldRegion()
+        self._vrings = Vrings(
+            device, self._guest, self._negotiation, self._missed, name, self._inflight
+        )
         self._outbox = Outbox(sock)
         self._other: socket.socket | None = None
         self._other_outbox: Outbox | None = None
-        self._asked: set[tuple[int, bool]] = set()
-        self._missing: set[int] = set()
         self._config_changed = False
         self._features_refused = False
 
@@ -122,7 +136,13 @@ class Session:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._close_other()
-        for clean_up in (self._vrings.close, self._release_device, self._guest.close):
+        clean_ups = (
+            self._vrings.close,
+            self._release_device,
+            self._guest.close,
+            self._inflight.forget,
+        )
+        for clean_up in clean_ups:
             try:
                 clean_up()
             except Exception:
@@ -203,9 +223,11 @@ class Session:
             except Exception as error:
                 log.exception("%s: %s failed", self._name, event.message.name)
                 return main.refuse(event, error)
+        if isinstance(reply, Answer):
+            return main.accept(event, reply.payload, reply.fds)
         return main.accept(event, reply)
 
-    def _carry_out(self, request: Request) -> Payload | None:
+    def _carry_out(self, request: Request) -> Payload | Answer | None:
         handler = _HANDLERS.get(request.message.code)
         if handler is None:
             name, code = request.message.name, int(request.message.code)
@@ -266,7 +288,7 @@ class Session:
     def _get_vring_base(self, request: Request, payload: VringState) -> Payload:
         base = self._vrings.stop(payload.ring)
         if not self._vrings.any_live:
-            self._guest.forget_translations()
+            self._forget_translations()
         return VringState(payload.ring, base)
 
     def _set_vring_kick(self, request: Request, payload: U64) -> None:
@@ -295,19 +317,23 @@ class Session:
         self._other.setblocking(False)
         self._other_outbox = Outbox(self._other)
         self._loop.add_reader(self._other, self._other_readable)
+        self._look_again()
 
     def _iotlb_msg(self, request: Request, payload: Iotlb) -> Payload:
         self._guest.translate(payload)
-        self._asked.clear()
         if payload.type == IotlbType.INVALIDATE:
             self._vrings.translations_lost()
             return U64(0)
+        self._translations.updated(payload)
+        self._look_again()
+        return U64(0)
+
+    def _look_again(self) -> None:
+        """Go on with everything that waits for a translation; what still misses one asks again."""
         self._vrings.retry()
         if isinstance(self._device, TranslatedDevice):
-            waiting, self._missing = self._missing, set()
-            for index in sorted(waiting):
+            for index in self._translations.take_waiting():
                 self._device.retry_queue(index)
-        return U64(0)
 
     def _get_config(self, request: Request, payload: Config) -> Payload:
         self._check_config_range(payload)
@@ -338,25 +364,37 @@ class Session:
     def _reset(self) -> None:
         """Device and rings; memory, descriptors and protocol features are the connection's."""
         self._vrings.stop_all()
-        self._guest.forget_translations()
+        self._inflight.forget()
+        self._forget_translations()
         self._device.reset()
         self._features_refused = False
 
+    def _get_inflight_fd(self, request: Request, payload: Inflight) -> Answer:
+        # Before the features are known the larger layout has room for either.
+        packed = self._negotiation.packed or self._negotiation.features is None
+        return self._inflight.make(payload, packed)
+
+    def _set_inflight_fd(self, request: Request, payload: Inflight) -> None:
+        self._inflight.use(payload, request.fds.peek(), self._negotiation.packed)
+
     # ------------------------------------------------------------ the other channel
 
-    def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
-        self._missing.add(index)
-        self._ask_translation(miss)
+    def _forget_translations(self) -> None:
+        self._guest.forget_translations()
+        self._translations.forget()
 
-    def _ask_translation(self, miss: TranslationMiss) -> None:
-        _, address, length, writable = miss.args
-        if (address, writable) in self._asked:
-            return
-        self._asked.add((address, writable))
-        permissions = IOTLB_WRITE if writable else IOTLB_READ
-        question = Iotlb(address, length, 0, permissions, IotlbType.MISS)
-        if not self._tell(Back.IOTLB_MSG, question):
-            log.warning("%s: nobody to ask for the translation of %#x", self._name, address)
+    def _missed(self, miss: TranslationMiss, index: int | None = None) -> None:
+        try:
+            self._translations.miss(miss, index)
+        except ProtocolError as error:
+            log.warning("%s: the other channel is closed: %s", self._name, str(error))
+            self._close_other()
+
+    def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
+        self._missed(miss, index)
+
+    def _ask_translation(self, question: Iotlb) -> bool:
+        return self._tell(Back.IOTLB_MSG, question, ack=True)
 
     def _notify_config_change(self) -> None:
         self._config_changed = True
@@ -372,11 +410,14 @@ class Session:
             self._config_changed = False
             self._tell(Back.CONFIG_CHANGE)
 
-    def _tell(self, code: Back, payload: Payload | None = None) -> bool:
+    def _tell(self, code: Back, payload: Payload | None = None, *, ack: bool = False) -> bool:
         if self._other_outbox is None:
             return False
+        machine = self._protocol.other
         try:
-            self._other_outbox.put(self._protocol.other.request(code, payload))
+            if machine.waiting >= _OTHER_CHANNEL_REQUESTS:
+                raise ProtocolError(code.name, "unacknowledged", machine.waiting, "full")
+            self._other_outbox.put(machine.request(code, payload, ack=ack))
             self._flush_other()
         except (ProtocolError, OSError) as error:
             log.warning("%s: cannot tell %s: %s", self._name, code.name, str(error))
@@ -408,7 +449,7 @@ class Session:
             if data:
                 machine.receive(data, fds)
                 while (reply := machine.next_reply()) is not None:
-                    reply.fds.close()
+                    self._acknowledged(reply)
                 return
         except (BlockingIOError, InterruptedError):
             return
@@ -416,7 +457,13 @@ class Session:
             log.warning("%s: the other channel is closed: %s", self._name, str(error))
         self._close_other()
 
+    def _acknowledged(self, reply: Reply) -> None:
+        with reply.fds:
+            if isinstance(reply.request, Iotlb):
+                self._translations.acknowledged(reply.request, reply.payload == U64(0))
+
     def _close_other(self) -> None:
+        self._translations.forget()
         if self._other is not None:
             self._loop.remove_reader(self._other)
             self._loop.remove_writer(self._other)
@@ -441,7 +488,7 @@ def _take_event(request: Request, payload: U64) -> tuple[int, int | None]:
     return index, request.fds.take()
 
 
-_Handler = Callable[..., Payload | None]
+_Handler = Callable[..., Payload | Answer | None]
 
 _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_FEATURES: Session._get_features,
@@ -466,6 +513,8 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.IOTLB_MSG: Session._iotlb_msg,
     Front.GET_CONFIG: Session._get_config,
     Front.SET_CONFIG: Session._set_config,
+    Front.GET_INFLIGHT_FD: Session._get_inflight_fd,
+    Front.SET_INFLIGHT_FD: Session._set_inflight_fd,
     Front.RESET_DEVICE: Session._reset_device,
     Front.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
     Front.ADD_MEM_REG: Session._add_mem_reg,

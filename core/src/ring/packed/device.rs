@@ -1,10 +1,13 @@
 //! The device half: takes available descriptors in ring order and overwrites them with used ones.
 
+mod logged;
+
 use std::sync::Arc;
 
 use super::{Cursor, PackedAreas};
 use crate::area::{Ordering, full_fence};
 use crate::error::{Fault, QueueError};
+use crate::inflight::{PackedLog, Part};
 use crate::memory::Memory;
 use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word, packed_wanted};
 use crate::order::{Order, Taken, Token, UsedEntry};
@@ -30,6 +33,8 @@ pub struct PackedDevice<O: Order> {
     never_asked: bool,
     taken: O::Taken,
     merge: bool,
+    /// Where what is taken is written down, if it is.
+    log: Option<Box<PackedLog>>,
 }
 
 impl<O: Order> PackedDevice<O> {
@@ -59,6 +64,7 @@ impl<O: Order> PackedDevice<O> {
             never_asked: true,
             taken: O::Taken::new(size),
             merge: true,
+            log: None,
         }
     }
 
@@ -172,6 +178,9 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
         self.common.check()?;
         batch.hold(&self.common.memory);
+        if self.log.is_some() {
+            return self.take_logged(max, batch);
+        }
         for taken in 0..max {
             // With every slot taken, what stands at the next one is a descriptor of ours.
             if self.slots_taken == u32::from(self.common.size) {
@@ -191,6 +200,10 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn put_back(&mut self, token: Token) -> Result<(), QueueError> {
         let slots = u32::from(self.taken.undo(token)?);
+        if let Some(log) = &mut self.log {
+            log.put_back(); // it is taken again by what the log has
+            return Ok(());
+        }
         self.next_avail = self.next_avail.rewound(slots, self.common.size);
         self.slots_taken -= slots;
         Ok(())
@@ -207,6 +220,9 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
+        if self.log.is_some() {
+            return self.flush_logged();
+        }
         let Some(first) = self.taken.next_used(self.merge) else {
             return Ok((0, 0));
         };
@@ -214,15 +230,25 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         let first = self.common.as_written(first);
         self.advance_used(&first);
         let (mut buffers, mut entries) = (usize::from(first.buffers), 1);
+        // Forward, if what is published by then must do for a device half that comes after us when we
+        // are killed here: in order, all that lies behind it is as the driver made it available.
+        let forward = O::IN_ORDER && self.merge;
+        // Release, always: pairs with the driver's acquire load of these flags; payload, and all
+        // descriptors if it is the first one that comes last, are visible before.
+        if forward {
+            self.write_used(first_at, &first, Ordering::Release);
+        }
         while let Some(used) = self.taken.next_used(self.merge) {
-            self.write_used(self.next_used, &used, Ordering::Relaxed);
+            let order = if forward { Ordering::Release } else { Ordering::Relaxed };
+            self.write_used(self.next_used, &used, order);
             self.advance_used(&used);
             buffers += usize::from(used.buffers);
             entries += 1;
         }
-        // The first one last, so that the driver finds the whole batch. Release: pairs with the
-        // driver's acquire load of these flags; payload and later descriptors are visible before.
-        self.write_used(first_at, &first, Ordering::Release);
+        if !forward {
+            // The first one last, so that the driver finds the whole batch.
+            self.write_used(first_at, &first, Ordering::Release);
+        }
         self.common.check_mapping()?;
         Ok((buffers, entries))
     }
@@ -230,7 +256,7 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError> {
         self.common.check()?;
         burst.restart(&self.common.memory, (self.next_avail.slot, self.next_avail.wrap));
-        if !self.taken.is_empty() {
+        if !self.taken.is_empty() || self.log.is_some() {
             return Ok(0);
         }
         let room = u32::from(self.common.size) - self.slots_taken;
@@ -278,7 +304,7 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         }
         let size = self.common.size;
         let end =
-            |from| if O::MERGES && self.merge { burst.run_end(from, count, write) } else { from };
+            |from| if O::IN_ORDER && self.merge { burst.run_end(from, count, write) } else { from };
         let entry = |from: usize, last: usize, at: Cursor| {
             let (id, written) = burst.used(last);
             let write = if written > 0 { flags::WRITE } else { 0 };
@@ -289,8 +315,13 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
             )
         };
         let ring = &self.areas.ring;
+        // As in `flush`.
+        let forward = O::IN_ORDER && self.merge;
         let mut last = end(0);
         let (first_offset, first_word, mut covered) = entry(0, last, self.next_used);
+        if forward {
+            ring.store64(first_offset, first_word, Ordering::Release);
+        }
         let mut at = self.next_used;
         let mut entries = 1;
         while last + 1 < count {
@@ -298,12 +329,14 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
             let from = last + 1;
             last = end(from);
             let (offset, word, slots) = entry(from, last, at);
-            ring.store64(offset, word, Ordering::Relaxed);
+            let order = if forward { Ordering::Release } else { Ordering::Relaxed };
+            ring.store64(offset, word, order);
             covered = slots;
             entries += 1;
         }
-        // The first one last, released: as in `flush`.
-        ring.store64(first_offset, first_word, Ordering::Release);
+        if !forward {
+            ring.store64(first_offset, first_word, Ordering::Release);
+        }
         self.next_avail = self.next_avail.advanced(count as u32, size);
         self.next_used = self.next_used.advanced(count as u32, size);
         self.passed = self.passed.saturating_add(count as u32);
@@ -345,10 +378,11 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn has_available(&self) -> bool {
         self.common.broken.is_none()
-            && self.slots_taken < u32::from(self.common.size)
-            && self
-                .next_avail
-                .is_available((self.read(self.next_avail, Ordering::Acquire).1 >> 48) as u16)
+            && (self.has_pending()
+                || self.slots_taken < u32::from(self.common.size)
+                    && self.next_avail.is_available(
+                        (self.read(self.next_avail, Ordering::Acquire).1 >> 48) as u16,
+                    ))
     }
 
     fn outstanding(&self) -> usize {
@@ -366,6 +400,9 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     }
 
     fn abandon(&mut self) -> Position {
+        if self.log.is_some() {
+            return self.abandon_logged();
+        }
         let (_, slots) = self.taken.abandon();
         self.next_avail = self.next_avail.rewound(slots, self.common.size);
         self.slots_taken -= slots;
@@ -390,5 +427,13 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn spoil_next_used(&mut self, id: u16, written: u32) {
         self.common.spoil = Some((id, written));
+    }
+
+    fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError> {
+        self.attach_log(part)
+    }
+
+    fn release_inflight(&mut self) -> bool {
+        self.release_log()
     }
 }

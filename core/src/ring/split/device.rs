@@ -1,5 +1,7 @@
 //! The device half: reads the descriptor table and the available ring, writes the used ring.
 
+mod logged;
+
 use std::sync::Arc;
 
 use super::{
@@ -8,6 +10,7 @@ use super::{
 };
 use crate::area::{Area, Ordering, full_fence};
 use crate::error::{Fault, QueueError};
+use crate::inflight::{Part, SplitLog};
 use crate::memory::Memory;
 use crate::notify::need_event;
 use crate::order::{Order, Taken, Token};
@@ -29,6 +32,8 @@ pub struct SplitDevice<O: Order> {
     seen: u16,
     taken: O::Taken,
     merge: bool,
+    /// Where what is taken is written down, if it is.
+    log: Option<Box<SplitLog>>,
 }
 
 impl<O: Order> SplitDevice<O> {
@@ -51,6 +56,7 @@ impl<O: Order> SplitDevice<O> {
             seen: position.available,
             taken: O::Taken::new(size),
             merge: true,
+            log: None,
         }
     }
 
@@ -165,6 +171,27 @@ impl<O: Order> SplitDevice<O> {
         self.seen.wrapping_sub(self.last_avail)
     }
 
+    fn take_available(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
+        let index = self.avail_index();
+        let size = self.common.size;
+        // The driver cannot have more buffers out than the ring has slots.
+        if index.wrapping_sub(self.next_used) > size || index.wrapping_sub(self.last_avail) > size {
+            let fault = Fault::AvailableJump { index, used: self.next_used, size };
+            return Err(self.common.fail(fault.into()));
+        }
+        let count = usize::from(index.wrapping_sub(self.last_avail)).min(max);
+        batch.hold(&self.common.memory);
+        for taken in 0..count {
+            if let Err(error) = self.take_one(batch) {
+                self.seen = self.last_avail;
+                return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
+            }
+        }
+        self.seen = self.last_avail;
+        self.common.check_mapping()?;
+        Ok(count)
+    }
+
     fn log_used(&self, first: u16, entries: u16) {
         if self.common.memory.log().is_none() {
             return;
@@ -188,29 +215,19 @@ fn read_descriptor(desc: &Area, slot: u16) -> Descriptor {
 impl<O: Order> DeviceHalf for SplitDevice<O> {
     fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
         self.common.check()?;
-        let index = self.avail_index();
-        let size = self.common.size;
-        // The driver cannot have more buffers out than the ring has slots.
-        if index.wrapping_sub(self.next_used) > size || index.wrapping_sub(self.last_avail) > size {
-            let fault = Fault::AvailableJump { index, used: self.next_used, size };
-            return Err(self.common.fail(fault.into()));
+        if self.log.is_some() {
+            return self.take_logged(max, batch);
         }
-        let count = usize::from(index.wrapping_sub(self.last_avail)).min(max);
-        batch.hold(&self.common.memory);
-        for taken in 0..count {
-            if let Err(error) = self.take_one(batch) {
-                self.seen = self.last_avail;
-                return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
-            }
-        }
-        self.seen = self.last_avail;
-        self.common.check_mapping()?;
-        Ok(count)
+        self.take_available(max, batch)
     }
 
     fn put_back(&mut self, token: Token) -> Result<(), QueueError> {
         self.taken.undo(token)?;
-        self.last_avail = self.last_avail.wrapping_sub(1);
+        match &mut self.log {
+            // It is taken again by what the log has.
+            Some(log) => log.put_back(),
+            None => self.last_avail = self.last_avail.wrapping_sub(1),
+        }
         self.seen = self.last_avail;
         Ok(())
     }
@@ -226,6 +243,9 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
+        if self.log.is_some() {
+            return self.flush_logged();
+        }
         let first = self.next_used;
         let (mut buffers, mut entries) = (0, 0);
         while let Some(used) = self.taken.next_used(self.merge) {
@@ -252,7 +272,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
     fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError> {
         self.common.check()?;
         burst.restart(&self.common.memory, (self.last_avail, false));
-        if !self.taken.is_empty() {
+        if !self.taken.is_empty() || self.log.is_some() {
             return Ok(0);
         }
         let (size, known) = (self.common.size, self.known());
@@ -299,7 +319,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         let (mut from, mut entries) = (0, 0);
         while from < count {
             let last =
-                if O::MERGES && self.merge { burst.run_end(from, count, write) } else { from };
+                if O::IN_ORDER && self.merge { burst.run_end(from, count, write) } else { from };
             let (id, written) = burst.used(last);
             let slot = self.next_used.wrapping_add(from as u16) & self.mask;
             self.write_element(slot, id, written);
@@ -353,7 +373,8 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
     }
 
     fn has_available(&self) -> bool {
-        self.common.broken.is_none() && self.avail_index() != self.last_avail
+        self.common.broken.is_none()
+            && (self.avail_index() != self.last_avail || self.has_pending())
     }
 
     fn outstanding(&self) -> usize {
@@ -365,6 +386,9 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
     }
 
     fn abandon(&mut self) -> Position {
+        if self.log.is_some() {
+            return self.abandon_logged();
+        }
         let (buffers, _) = self.taken.abandon();
         self.last_avail = self.last_avail.wrapping_sub(buffers);
         self.seen = self.last_avail;
@@ -389,5 +413,13 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn spoil_next_used(&mut self, id: u16, written: u32) {
         self.common.spoil = Some((id, written));
+    }
+
+    fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError> {
+        self.attach_log(part)
+    }
+
+    fn release_inflight(&mut self) -> bool {
+        self.release_log()
     }
 }
