@@ -120,6 +120,7 @@ class LoopRunner:
         self._turn_soon: asyncio.Handle | None = None
         self._stopped = False
         self._handler_errors = 0
+        self._misses = 0
         self._places: set[tuple[str, int]] = set()
 
     def _serve(self, batch: Batch) -> None:
@@ -154,7 +155,8 @@ class LoopRunner:
 
     @property
     def stats(self) -> dict[str, int]:
-        return {**self._queue.stats, "handler_errors": self._handler_errors}
+        own = {"handler_errors": self._handler_errors, "translation_misses": self._misses}
+        return {**self._queue.stats, **own}
 
     def _unwatch(self) -> None:
         if self._watch is not None:
@@ -285,6 +287,7 @@ class LoopRunner:
         raise RingFault(reason, "")
 
     def _wait_for_mapping(self, miss: TranslationMiss) -> None:
+        self._misses += 1
         if self._missed is not None:
             self._missed(self._queue.index, miss)
         else:
@@ -384,6 +387,7 @@ class PumpRunner:
         self._missed = missed
         self._ended = ended
         self._pump: Pump | None = None
+        self._misses = 0
         self._last: Mapping[str, int] = {}
 
     def start(self) -> None:
@@ -411,11 +415,12 @@ class PumpRunner:
     @property
     def stats(self) -> dict[str, int]:
         own = self._last if self._pump is None else self._pump.stats
-        return {**own, **self._queue.stats}
+        return {**own, **self._queue.stats, "translation_misses": self._misses}
 
     def _look(self) -> None:
         trouble = self._pump.trouble() if self._pump is not None else None
         if isinstance(trouble, TranslationMiss) and self._missed is not None:
+            self._misses += 1
             self._missed(self._queue.index, trouble)
         elif trouble is not None:
             requirement = trouble.args[1] if isinstance(trouble, RingFault) else ""

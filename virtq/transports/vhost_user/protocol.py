@@ -94,6 +94,8 @@ class Reply:
     payload: Payload | None
     fds: Fds
     is_ack: bool
+    request: Payload | None = None
+    """What the request carried."""
 
 
 class Frame(NamedTuple):
@@ -346,7 +348,7 @@ class Requester(_Machine):
     ) -> None:
         super().__init__(name, messages, negotiation)
         self._main = main
-        self._waiting: deque[tuple[Message, bool]] = deque()
+        self._waiting: deque[tuple[Message, bool, Payload | None]] = deque()
 
     @property
     def waiting(self) -> int:
@@ -372,7 +374,7 @@ class Requester(_Machine):
             self.negotiation.check_needs(message)
         acked = ack and self.negotiation.has(P.REPLY_ACK)
         if message.reply is not None or acked:
-            self._waiting.append((message, message.reply is None))
+            self._waiting.append((message, message.reply is None, payload))
         if self._main:
             self.negotiation.apply(message, payload)
         return Outgoing(pack_message(code, NEED_REPLY if acked else 0, body), tuple(fds))
@@ -393,7 +395,7 @@ class Requester(_Machine):
         frame = self.inbox.frame()
         if header is None or frame is None:
             return None
-        self._waiting.popleft()
+        *_, request = self._waiting.popleft()
         try:
             payload = layout.parse(f"reply to {message.name}", frame.body)
             if is_ack:
@@ -403,7 +405,7 @@ class Requester(_Machine):
         except ProtocolError:
             frame.fds.close()
             raise
-        return Reply(message, payload, frame.fds, is_ack)
+        return Reply(message, payload, frame.fds, is_ack, request)
 
     def _expect(self, header: Header) -> tuple[Message, Layout, bool]:
         """The request that this header answers, the reply's layout, whether it is a bare one."""
@@ -414,7 +416,7 @@ class Requester(_Machine):
             )
         if not self._waiting:
             raise ProtocolError(message.name, "flags", hex(header.flags), "no request waits for it")
-        waiting, is_ack = self._waiting[0]
+        waiting, is_ack, _ = self._waiting[0]
         if waiting is not message:
             raise ProtocolError(
                 message.name, "request", header.request, f"{waiting.name} waits for its reply"

@@ -30,12 +30,11 @@ from virtq.transports.vhost_user.messages import (
     P,
 )
 from virtq.transports.vhost_user.outbox import Outbox
-from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Request
+from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Reply, Request
 from virtq.transports.vhost_user.rings import MAX_QUEUES, split_vring_fd
+from virtq.transports.vhost_user.translation import Translations
 from virtq.transports.vhost_user.vrings import RingError, Vrings, reason
 from virtq.transports.vhost_user.wire import (
-    IOTLB_READ,
-    IOTLB_WRITE,
     U64,
     Config,
     Iotlb,
@@ -66,6 +65,8 @@ type adds (RARP, MTU) goes here, and its requests into `_HANDLERS`."""
 _FEATURES_OK = 8
 _OTHER_CHANNEL_BYTES = 64 * 1024
 """What may wait for a front-end that does not read its other channel."""
+_OTHER_CHANNEL_REQUESTS = 1024
+"""Requests there that a front-end may leave without their acknowledgement."""
 
 
 def offered_features(device: DeviceSide) -> int:
@@ -94,12 +95,11 @@ class Session:
         )
         self._negotiation = self._protocol.negotiation
         self._guest = Guest()
-        self._vrings = Vrings(device, self._guest, self._negotiation, self._ask_translation, name)
+        self._translations = Translations(self._ask_translation, name)
+        self._vrings = Vrings(device, self._guest, self._negotiation, self._missed, name)
         self._outbox = Outbox(sock)
         self._other: socket.socket | None = None
         self._other_outbox: Outbox | None = None
-        self._asked: set[tuple[int, bool]] = set()
-        self._missing: set[int] = set()
         self._config_changed = False
         self._features_refused = False
 
@@ -295,19 +295,23 @@ class Session:
         self._other.setblocking(False)
         self._other_outbox = Outbox(self._other)
         self._loop.add_reader(self._other, self._other_readable)
+        self._look_again()
 
     def _iotlb_msg(self, request: Request, payload: Iotlb) -> Payload:
         self._guest.translate(payload)
-        self._asked.clear()
         if payload.type == IotlbType.INVALIDATE:
             self._vrings.translations_lost()
             return U64(0)
+        self._translations.updated(payload)
+        self._look_again()
+        return U64(0)
+
+    def _look_again(self) -> None:
+        """Go on with everything that waits for a translation; what still misses one asks again."""
         self._vrings.retry()
         if isinstance(self._device, TranslatedDevice):
-            waiting, self._missing = self._missing, set()
-            for index in sorted(waiting):
+            for index in self._translations.take_waiting():
                 self._device.retry_queue(index)
-        return U64(0)
 
     def _get_config(self, request: Request, payload: Config) -> Payload:
         self._check_config_range(payload)
@@ -344,19 +348,18 @@ class Session:
 
     # ------------------------------------------------------------ the other channel
 
-    def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
-        self._missing.add(index)
-        self._ask_translation(miss)
+    def _missed(self, miss: TranslationMiss, index: int | None = None) -> None:
+        try:
+            self._translations.miss(miss, index)
+        except ProtocolError as error:
+            log.warning("%s: the other channel is closed: %s", self._name, str(error))
+            self._close_other()
 
-    def _ask_translation(self, miss: TranslationMiss) -> None:
-        _, address, length, writable = miss.args
-        if (address, writable) in self._asked:
-            return
-        self._asked.add((address, writable))
-        permissions = IOTLB_WRITE if writable else IOTLB_READ
-        question = Iotlb(address, length, 0, permissions, IotlbType.MISS)
-        if not self._tell(Back.IOTLB_MSG, question):
-            log.warning("%s: nobody to ask for the translation of %#x", self._name, address)
+    def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
+        self._missed(miss, index)
+
+    def _ask_translation(self, question: Iotlb) -> bool:
+        return self._tell(Back.IOTLB_MSG, question, ack=True)
 
     def _notify_config_change(self) -> None:
         self._config_changed = True
@@ -372,11 +375,14 @@ class Session:
             self._config_changed = False
             self._tell(Back.CONFIG_CHANGE)
 
-    def _tell(self, code: Back, payload: Payload | None = None) -> bool:
+    def _tell(self, code: Back, payload: Payload | None = None, *, ack: bool = False) -> bool:
         if self._other_outbox is None:
             return False
+        machine = self._protocol.other
         try:
-            self._other_outbox.put(self._protocol.other.request(code, payload))
+            if machine.waiting >= _OTHER_CHANNEL_REQUESTS:
+                raise ProtocolError(code.name, "unacknowledged", machine.waiting, "full")
+            self._other_outbox.put(machine.request(code, payload, ack=ack))
             self._flush_other()
         except (ProtocolError, OSError) as error:
             log.warning("%s: cannot tell %s: %s", self._name, code.name, str(error))
@@ -408,7 +414,7 @@ class Session:
             if data:
                 machine.receive(data, fds)
                 while (reply := machine.next_reply()) is not None:
-                    reply.fds.close()
+                    self._acknowledged(reply)
                 return
         except (BlockingIOError, InterruptedError):
             return
@@ -416,7 +422,13 @@ class Session:
             log.warning("%s: the other channel is closed: %s", self._name, str(error))
         self._close_other()
 
+    def _acknowledged(self, reply: Reply) -> None:
+        with reply.fds:
+            if isinstance(reply.request, Iotlb):
+                self._translations.acknowledged(reply.request, reply.payload == U64(0))
+
     def _close_other(self) -> None:
+        self._translations.forget()
         if self._other is not None:
             self._loop.remove_reader(self._other)
             self._loop.remove_writer(self._other)
