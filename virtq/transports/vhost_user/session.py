@@ -266,7 +266,7 @@ class Session:
     def _get_vring_base(self, request: Request, payload: VringState) -> Payload:
         base = self._vrings.stop(payload.ring)
         if not self._vrings.any_live:
-            self._guest.forget_translations()
+            self._forget_translations()
         return VringState(payload.ring, base)
 
     def _set_vring_kick(self, request: Request, payload: U64) -> None:
@@ -342,11 +342,15 @@ class Session:
     def _reset(self) -> None:
         """Device and rings; memory, descriptors and protocol features are the connection's."""
         self._vrings.stop_all()
-        self._guest.forget_translations()
+        self._forget_translations()
         self._device.reset()
         self._features_refused = False
 
     # ------------------------------------------------------------ the other channel
+
+    def _forget_translations(self) -> None:
+        self._guest.forget_translations()
+        self._translations.forget()
 
     def _missed(self, miss: TranslationMiss, index: int | None = None) -> None:
         try:

@@ -72,6 +72,8 @@ class Translations:
     def acknowledged(self, question: Iotlb, success: bool) -> None:
         """The front-end is done with a question; without success it had nothing to tell."""
         writable = bool(question.permissions & IOTLB_WRITE)
+        if (question.iova, writable) not in self._open:
+            return
         self._open.discard((question.iova, writable))
         if not success:
             access = "writing" if writable else "reading"
@@ -83,5 +85,6 @@ class Translations:
         return sorted(waiting)
 
     def forget(self) -> None:
-        """No answer will come to anything that was asked: the channel is another, or gone."""
+        """No answer is awaited to anything that was asked: the channel is another, or gone, or all
+        rings are stopped."""
         self._open.clear()
