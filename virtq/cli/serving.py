@@ -72,6 +72,7 @@ class Terms:
     socket_paths: tuple[str, ...]
     fd: int | None
     offer: str
+    protocol: str
     one_used_entry_per_buffer: bool
     stats_s: float | None
     as_json: bool
@@ -118,6 +119,12 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
                 help="Features to offer or not, such as +IN_ORDER,-EVENT_IDX.",
             ),
             click.option(
+                "--protocol",
+                metavar="CHANGE",
+                default="",
+                help="vhost-user protocol features to offer or not, such as -CONFIGURE_MEM_SLOTS.",
+            ),
+            click.option(
                 "--one-used-entry-per-buffer",
                 is_flag=True,
                 help="Under IN_ORDER, write a used entry for every buffer, not one for a batch.",
@@ -146,6 +153,7 @@ def serve_all(endpoints: Sequence[Endpoint], terms: Terms) -> None:
         endpoint.device.one_used_entry_per_buffer |= terms.one_used_entry_per_buffer
         with beginning(endpoint.title):
             endpoint.recorder.offered_features  # noqa: B018 - raises for an offer that cannot be
+            Backend(endpoint.recorder, protocol=terms.protocol)
     started = time.monotonic()
     failure = asyncio.run(_serve_all(endpoints, terms))
     seconds = time.monotonic() - started
@@ -175,6 +183,7 @@ async def _serve_all(endpoints: Sequence[Endpoint], terms: Terms) -> Exception |
                     endpoint.recorder,
                     endpoint.where,
                     name=endpoint.address,
+                    protocol=terms.protocol,
                     ready=lambda backend, endpoint=endpoint: ready(endpoint, backend),  # type: ignore[misc]
                 )
             )

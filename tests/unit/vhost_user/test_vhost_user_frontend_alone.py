@@ -128,9 +128,9 @@ def test_a_reset_without_status() -> None:
 
 
 def test_the_number_of_queues() -> None:
-    for options, count in (({}, 3), ({"queues": 8}, 8)):
+    for queues, count in ((None, 3), (8, 8)):
         script = Scripted(P.MQ)
-        front = Frontend(script.sock, memory_size=MEMORY, **options)
+        front = Frontend(script.sock, memory_size=MEMORY, queues=queues)
         assert front.queue_count == count
         front.close()
         script.join()

@@ -19,7 +19,12 @@ from collections.abc import Callable, Iterator
 from virtq.errors import TransportError
 from virtq.transports.base import DeviceSide
 from virtq.transports.vhost_user import channel
-from virtq.transports.vhost_user.session import Session, offered_features
+from virtq.transports.vhost_user.offer import ProtocolChange
+from virtq.transports.vhost_user.session import (
+    Session,
+    offered_features,
+    offered_protocol_features,
+)
 
 log = logging.getLogger("virtq.vhost_user")
 
@@ -30,11 +35,12 @@ _ACCEPT_PAUSE_S = 0.1
 class Backend:
     """Serves `device` to front-ends. Call it from the thread of the event loop only.
 
-    `name` is what log lines begin with; the device's class by default. Raises FeatureError if what
-    the device offers makes no sense.
+    `name` is what log lines begin with; the device's class by default. `protocol` is how the
+    protocol features that are offered differ from the usual ones (see `offer`). Raises FeatureError
+    if what is to be offered makes no sense.
     """
 
-    def __init__(self, device: DeviceSide, *, name: str | None = None) -> None:
+    def __init__(self, device: DeviceSide, *, name: str | None = None, protocol: str = "") -> None:
         self._device = device
         self._name = name or type(device).__name__
         self._tasks: set[asyncio.Task[object]] = set()
@@ -42,6 +48,8 @@ class Backend:
         self._closed = False
         # A device with a wrong offer says so now, not when a front-end asks.
         offered_features(device)
+        self._protocol = ProtocolChange.parse(protocol)
+        offered_protocol_features(device, self._protocol)
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve one front-end after another from a listening socket, until `close`.
@@ -87,7 +95,7 @@ class Backend:
         self._busy = True
         try:
             with sock:
-                await Session(self._device, sock, self._name).run()
+                await Session(self._device, sock, self._name, self._protocol).run()
         finally:
             self._busy = False
 
@@ -111,18 +119,20 @@ async def serve(
     where: str | int,
     *,
     name: str | None = None,
+    protocol: str = "",
     ready: Callable[[Backend], None] | None = None,
 ) -> None:
     """Serve `device` at a socket path, or over a socket that this process was started with.
 
     A path is bound and listened on; a socket file that nobody listens on any more is replaced, and
     ours is removed in the end. A number is a listening socket, or a connected one: then its one
-    front-end is served. `ready` is called with the back-end once front-ends can come.
+    front-end is served. `ready` is called with the back-end once front-ends can come; `name` and
+    `protocol` are those of `Backend`.
 
     Raises TransportError if the socket cannot be had, and for a connected socket as
     `Backend.serve_connection` does.
     """
-    backend = Backend(device, name=name)
+    backend = Backend(device, name=name, protocol=protocol)
     sock = channel.listen(where) if isinstance(where, str) else channel.adopt(where)
     if ready is not None:
         ready(backend)

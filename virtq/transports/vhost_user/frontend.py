@@ -28,6 +28,7 @@ from virtq.transports.vhost_user.messages import (
     Front,
     P,
 )
+from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.transports.vhost_user.other_channel import OtherChannel
 from virtq.transports.vhost_user.protocol import FrontendProtocol
 from virtq.transports.vhost_user.rings import (
@@ -90,9 +91,11 @@ class Frontend:
     `queues` is the number of virtqueues; without it that of GET_QUEUE_NUM, or 1 for a back-end
     without MQ. Some back-ends (DPDK's) count pairs there, so for a network device give the number.
     `queue_size_max` (at most 32768) is the largest queue to ask for; where the back-end refuses it,
-    half of it is tried, and so on.
+    half of it is tried, and so on. `protocol` is how the protocol features that are taken, where
+    they are offered, differ from the usual ones (see `offer`).
 
-    Raises TransportError that names the socket if there is no back-end or it does not answer.
+    Raises TransportError that names the socket if there is no back-end or it does not answer,
+    FeatureError for a `protocol` that makes no sense.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Frontend:
         memory_size: int = MEMORY_BYTES,
         queues: int | None = None,
         queue_size_max: int = QUEUE_SIZE,
+        protocol: str = "",
     ) -> None:
         self._name = where if isinstance(where, str) else f"socket {where.fileno()}"
+        self._wanted = ProtocolChange.parse(protocol).apply(WANTED)
         self._queue_size_max = min(queue_size_max, MAX_QUEUE_SIZE)
         self._callback: Callable[[], None] | None = None
         self._enabled: dict[int, _Enabled] = {}
@@ -131,9 +136,8 @@ class Frontend:
         negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
         if negotiation.offered & PROTOCOL_FEATURES:
             negotiation.offered_protocol = P(self._exchange.ask(Front.GET_PROTOCOL_FEATURES))
-            self._exchange.tell(
-                Front.SET_PROTOCOL_FEATURES, U64(negotiation.offered_protocol & WANTED)
-            )
+            chosen = negotiation.offered_protocol & self._wanted
+            self._exchange.tell(Front.SET_PROTOCOL_FEATURES, U64(chosen))
         if queues is None:
             reported = self._exchange.ask(Front.GET_QUEUE_NUM) if negotiation.has(P.MQ) else 1
             queues = min(reported, MAX_QUEUES)

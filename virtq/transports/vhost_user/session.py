@@ -29,6 +29,7 @@ from virtq.transports.vhost_user.messages import (
     Front,
     P,
 )
+from virtq.transports.vhost_user.offer import AS_USUAL, ProtocolChange
 from virtq.transports.vhost_user.outbox import Outbox
 from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Reply, Request
 from virtq.transports.vhost_user.rings import MAX_QUEUES, split_vring_fd
@@ -77,20 +78,27 @@ def offered_features(device: DeviceSide) -> int:
     return features | TRANSPORT_FEATURES
 
 
-def offered_protocol_features(device: DeviceSide) -> P:
-    return OFFERED | (P.CONFIG if device.config_size else P(0))
+def offered_protocol_features(device: DeviceSide, change: ProtocolChange = AS_USUAL) -> P:
+    """The protocol features that a back-end for this device offers. Raises FeatureError."""
+    return change.apply(OFFERED | (P.CONFIG if device.config_size else P(0)))
 
 
 class Session:
     """Serves one connected front-end. The socket stays the caller's to close."""
 
-    def __init__(self, device: DeviceSide, sock: socket.socket, name: str) -> None:
+    def __init__(
+        self,
+        device: DeviceSide,
+        sock: socket.socket,
+        name: str,
+        protocol: ProtocolChange = AS_USUAL,
+    ) -> None:
         self._device = device
         self._sock = sock
         self._name = name
         self._protocol = BackendProtocol(
             offered_features(device),
-            offered_protocol_features(device),
+            offered_protocol_features(device, protocol),
             device.queue_sizes[:MAX_QUEUES],
         )
         self._negotiation = self._protocol.negotiation
