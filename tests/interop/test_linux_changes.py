@@ -1,5 +1,5 @@
-"""One disk, guests of every kind one after another, and our own driver in between: what one front-end
-negotiated is nothing to the next."""
+"""One disk, guests of every kind one after another, and our own driver in between: what one
+front-end negotiated is nothing to the next."""
 
 from __future__ import annotations
 

