@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from virtq.features import F
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.exchange import Exchange, Refused
 from virtq.transports.vhost_user.fds import close_fd
+from virtq.transports.vhost_user.inband import FrontKicks, new_event
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -79,6 +81,8 @@ GUEST_BASE = 1 << 32
 class _Enabled:
     device_area: int
     err: int
+    call: int | None = None
+    """Ours to signal when the back-end notifies by messages."""
 
 
 class Frontend:
@@ -116,8 +120,11 @@ class Frontend:
         self._queue_sizes: dict[int, int] = {}
         self._shared: set[Region] = set()
         self._status = 0
+        self._queue_count = 0
+        self._events_lock = threading.Lock()
         self._config_size: int | None = None
         self._other: OtherChannel | None = None
+        self._kicks: FrontKicks | None = None
         self._protocol = FrontendProtocol()
         self._negotiation = self._protocol.negotiation
         self._negotiation.rings = [Ring(index) for index in range(MAX_QUEUES)]
@@ -143,6 +150,8 @@ class Frontend:
             queues = min(reported, MAX_QUEUES)
         if negotiation.has(P.BACKEND_REQ):
             self._open_other()
+        if negotiation.has(P.INBAND_NOTIFICATIONS):
+            self._kicks = FrontKicks(self._kick_inband, self._name)
         self._exchange.tell(Front.SET_OWNER)
         return queues
 
@@ -306,7 +315,10 @@ class Frontend:
             self._exchange.tell(Front.SET_VRING_BASE, VringState(index, self._first_base(queue)))
             desc, driver, used = map(self._ring_address, (desc, driver, device))
             self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
-            self._connect_events(queue, device)
+            if self._kicks is not None:
+                self._connect_inband(self._kicks, queue, device)
+            else:
+                self._connect_events(queue, device)
             self._enable(index, True)
             self._exchange.settle()
 
@@ -340,6 +352,23 @@ class Frontend:
             os.close(call)
         self._enabled[queue.index] = _Enabled(device, err)
 
+    def _connect_inband(self, kicks: FrontKicks, queue: DriverQueue, device: int) -> None:
+        """Notifications are messages; the first one starts the ring."""
+        call = new_event()
+        kick = kicks.add(queue.index)
+        try:
+            queue.set_call(call)
+            queue.set_kick(kick)
+        finally:
+            os.close(kick)
+        self._enabled[queue.index] = _Enabled(device, new_event(), call)
+        self._exchange.tell(Front.VRING_KICK, VringState(queue.index, 0))
+
+    def _kick_inband(self, index: int) -> None:
+        with self._exchange.lock:
+            if index in self._enabled:
+                self._exchange.tell(Front.VRING_KICK, VringState(index, 0))
+
     def _enable(self, index: int, enabled: bool) -> None:
         if (self._negotiation.features or 0) & PROTOCOL_FEATURES:
             self._exchange.tell(Front.SET_VRING_ENABLE, VringState(index, int(enabled)))
@@ -349,10 +378,12 @@ class Frontend:
         if index not in self._enabled:
             raise ValueError(f"{self._name}: queue {index} is not enabled")
         with self._exchange.lock:
+            if self._kicks is not None:
+                self._kicks.remove(index)
             self._enable(index, False)
             reply = self._exchange.transact(Front.GET_VRING_BASE, VringState(index, 0))
-        enabled = self._enabled.pop(index)
-        close_fd(enabled.err)
+            enabled = self._enabled.pop(index)
+        self._forget(enabled)
         if reply is None or not isinstance(reply.payload, VringState):
             raise TransportError(f"{self._name}: no base of queue {index}")
         position = unpack_base(reply.payload.num, self._negotiation.packed)
@@ -360,6 +391,12 @@ class Frontend:
             return position
         used = int.from_bytes(self._memory.read(enabled.device_area + 2, 2), "little")
         return position._replace(used=used)
+
+    def _forget(self, enabled: _Enabled) -> None:
+        with self._events_lock:
+            close_fd(enabled.err)
+            if enabled.call is not None:
+                close_fd(enabled.call)
 
     def queue_error(self, index: int) -> bool:
         """Whether the back-end has signalled an error of this virtqueue since the last call."""
@@ -413,8 +450,11 @@ class Frontend:
             self._other.close()
             self._other = None
         self._exchange.close()
+        if self._kicks is not None:
+            self._kicks.close()
+            self._kicks = None
         for enabled in self._enabled.values():
-            close_fd(enabled.err)
+            self._forget(enabled)
         self._enabled.clear()
 
     # ------------------------------------------------------------ what the back-end asks
@@ -430,4 +470,18 @@ class Frontend:
                 return self._translate(payload)
             log.warning("%s: access to %#x failed", self._name, payload.iova)
             return payload.type == IotlbType.ACCESS_FAIL
+        if code in (Back.VRING_CALL, Back.VRING_ERR) and isinstance(payload, VringState):
+            return self._notified(code, payload)
         return False
+
+    def _notified(self, code: Back, payload: VringState) -> bool:
+        """A notification came as a message; one for a ring that has just been stopped is late."""
+        if payload.num or payload.ring >= self._queue_count:
+            return False
+        with self._events_lock:
+            enabled = self._enabled.get(payload.ring)
+            if enabled is not None:
+                event = enabled.call if code is Back.VRING_CALL else enabled.err
+                if event is not None:
+                    channel.signal(event)
+        return True

@@ -132,6 +132,13 @@ class Negotiation:
         if self.features is None:
             raise ProtocolError(name, "index", index, "no features are set")
 
+    def _check_inband_kick(self, name: str, payload: VringState) -> None:
+        ring = ring_of(self.rings, name, payload.ring)
+        if payload.num:
+            raise ProtocolError(name, "num", payload.num, "reserved, and not 0")
+        if not ring.started:
+            self._check_kick(name, U64(payload.ring))
+
     def _check_enable(self, name: str, payload: VringState) -> None:
         # Only a front-end that has declined the bit must not: QEMU enables before SET_FEATURES.
         self._check_has_protocol(name, payload)
@@ -188,6 +195,9 @@ class Negotiation:
     def _start(self, payload: U64) -> None:
         self.rings[split_vring_fd("", payload.value)[0]].started = True
 
+    def _start_inband(self, payload: VringState) -> None:
+        self.rings[payload.ring].started = True
+
     def _stop(self, payload: VringState) -> None:
         self.rings[payload.ring].started = False
 
@@ -225,7 +235,7 @@ _CHECKS: Mapping[int, Callable[..., None]] = {
     Front.SET_VRING_ERR: Negotiation._check_vring_fd,
     Front.SET_VRING_ENABLE: Negotiation._check_enable,
     Front.SET_VRING_ENDIAN: Negotiation._check_ring,
-    Front.VRING_KICK: Negotiation._check_ring,
+    Front.VRING_KICK: Negotiation._check_inband_kick,
     Front.IOTLB_MSG: Negotiation._check_iotlb,
     Front.GET_CONFIG: Negotiation._check_config,
     Front.SET_CONFIG: Negotiation._check_config,
@@ -241,6 +251,7 @@ _APPLIES: Mapping[int, Callable[..., None]] = {
     Front.SET_VRING_ADDR: Negotiation._set_address,
     Front.SET_VRING_BASE: Negotiation._set_base,
     Front.SET_VRING_KICK: Negotiation._start,
+    Front.VRING_KICK: Negotiation._start_inband,
     Front.GET_VRING_BASE: Negotiation._stop,
     Front.SET_VRING_ENABLE: Negotiation._set_enable,
     Front.SET_STATUS: Negotiation._set_status,

@@ -22,6 +22,7 @@ from virtq.features import F
 from virtq.transports.base import DeviceSide, TranslatedDevice
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
+from virtq.transports.vhost_user.inband import BackNotifications, new_event
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -105,6 +106,8 @@ class Session:
         self._guest = Guest()
         self._translations = Translations(self._ask_translation, name)
         self._vrings = Vrings(device, self._guest, self._negotiation, self._missed, name)
+        self._inband = BackNotifications(self._notify_inband)
+        self._told_events: set[tuple[Back, int]] = set()
         self._outbox = Outbox(sock)
         self._other: socket.socket | None = None
         self._other_outbox: Outbox | None = None
@@ -130,7 +133,12 @@ class Session:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._close_other()
-        for clean_up in (self._vrings.close, self._release_device, self._guest.close):
+        for clean_up in (
+            self._vrings.close,
+            self._inband.close,
+            self._release_device,
+            self._guest.close,
+        ):
             try:
                 clean_up()
             except Exception:
@@ -279,14 +287,37 @@ class Session:
 
     def _set_vring_kick(self, request: Request, payload: U64) -> None:
         index, fd = _take_event(request, payload)
-        self._vrings.start(index, fd)
+        self._start(index, fd)
+
+    def _start(self, index: int, kick: int | None) -> None:
+        if self._negotiation.has(P.INBAND_NOTIFICATIONS):
+            self._connect_inband(index)
+        self._vrings.start(index, kick)
         self._tell_config_change()
 
+    def _connect_inband(self, index: int) -> None:
+        """Have a ring notify by messages, where the front-end has told no descriptor for it."""
+        for code, connect in (
+            (Back.VRING_CALL, self._vrings.set_call),
+            (Back.VRING_ERR, self._vrings.set_err),
+        ):
+            if (code, index) not in self._told_events:
+                connect(index, self._inband.event(code, index))
+
+    def _vring_kick(self, request: Request, payload: VringState) -> None:
+        if not self._negotiation.rings[payload.ring].started:
+            self._start(payload.ring, new_event())
+        self._vrings.kick(payload.ring)
+
     def _set_vring_call(self, request: Request, payload: U64) -> None:
-        self._vrings.set_call(*_take_event(request, payload))
+        index, fd = _take_event(request, payload)
+        self._told_events.add((Back.VRING_CALL, index))
+        self._vrings.set_call(index, fd)
 
     def _set_vring_err(self, request: Request, payload: U64) -> None:
-        self._vrings.set_err(*_take_event(request, payload))
+        index, fd = _take_event(request, payload)
+        self._told_events.add((Back.VRING_ERR, index))
+        self._vrings.set_err(index, fd)
 
     def _set_vring_enable(self, request: Request, payload: VringState) -> None:
         self._vrings.enable(payload.ring, bool(payload.num))
@@ -304,6 +335,7 @@ class Session:
         self._other_outbox = Outbox(self._other)
         self._loop.add_reader(self._other, self._other_readable)
         self._look_again()
+        self._inband.tell_due()
 
     def _iotlb_msg(self, request: Request, payload: Iotlb) -> Payload:
         self._guest.translate(payload)
@@ -373,6 +405,9 @@ class Session:
     def _ask_translation(self, question: Iotlb) -> bool:
         return self._tell(Back.IOTLB_MSG, question, ack=True)
 
+    def _notify_inband(self, code: Back, ring: VringState) -> bool:
+        return self._tell(code, ring, ack=True)
+
     def _notify_config_change(self) -> None:
         self._config_changed = True
         self._tell_config_change()
@@ -438,9 +473,12 @@ class Session:
         with reply.fds:
             if isinstance(reply.request, Iotlb):
                 self._translations.acknowledged(reply.request, reply.payload == U64(0))
+            elif isinstance(reply.request, VringState):
+                self._inband.acknowledged(Back(reply.message.code), reply.request.ring)
 
     def _close_other(self) -> None:
         self._translations.forget()
+        self._inband.channel_lost()
         if self._other is not None:
             self._loop.remove_reader(self._other)
             self._loop.remove_writer(self._other)
@@ -486,6 +524,7 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.SET_PROTOCOL_FEATURES: Session._nothing_to_do,
     Front.GET_QUEUE_NUM: Session._get_queue_num,
     Front.SET_VRING_ENABLE: Session._set_vring_enable,
+    Front.VRING_KICK: Session._vring_kick,
     Front.SET_BACKEND_REQ_FD: Session._set_backend_req_fd,
     Front.IOTLB_MSG: Session._iotlb_msg,
     Front.GET_CONFIG: Session._get_config,
