@@ -100,3 +100,13 @@ class Recorder:
 
     def retry_queue(self, index: int) -> None:
         self.device.retry_queue(index)
+
+    @property
+    def has_state(self) -> bool:
+        return self.device.has_state
+
+    def save_state(self) -> bytes:
+        return self.device.save_state()
+
+    def load_state(self, state: bytes) -> None:
+        self.device.load_state(state)

@@ -90,6 +90,26 @@ class TellsQueueErrors(Protocol):
         ...
 
 
+@runtime_checkable
+class StatefulDevice(Protocol):
+    """What a device has besides `DeviceSide` if it knows more than its rings, its configuration
+    space and its storage tell, and another back-end is to go on with it (live migration)."""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is anything to save; a transport offers no transfer otherwise."""
+        ...
+
+    def save_state(self) -> bytes:
+        """Everything; all virtqueues are stopped."""
+        ...
+
+    def load_state(self, state: bytes) -> None:
+        """Go on with what another back-end's `save_state` returned. Raises ConfigError or
+        ValueError if it makes no sense; nothing has changed then."""
+        ...
+
+
 class DriverTransport(Protocol):
     """What a driver asks of a transport: one device, seen from the driver's side."""
 

@@ -63,8 +63,10 @@ class Exchange:
         fds: Sequence[int] = (),
         *,
         ack: bool = False,
+        keep_fds: bool = False,
     ) -> Reply | None:
-        """Send a request and wait for its reply, if it has one.
+        """Send a request and wait for its reply, if it has one. The reply's descriptors are closed,
+        or with `keep_fds` the caller's.
 
         Raises PeerGone if the back-end is gone, TransportError after the time limit, ProtocolError
         for a reply that breaks the rules, or a request that would (and is not sent).
@@ -76,7 +78,10 @@ class Exchange:
             deadline = time.monotonic() + self._timeout_s
             try:
                 self._send(outgoing.data, outgoing.fds, deadline)
-                return self._receive(deadline) if self._main.waiting else None
+                reply = self._receive(deadline) if self._main.waiting else None
+                if reply is not None and not keep_fds:
+                    reply.fds.close()
+                return reply
             except TimeoutError:
                 text = f"{self._name}: no answer to {code.name} within {self._timeout_s} s"
                 raise self.fail(TransportError(text)) from None
@@ -122,7 +127,6 @@ class Exchange:
             if not data:
                 raise PeerGone(f"{self._name}: the back-end has closed the connection")
             self._main.receive(data, fds)
-        reply.fds.close()
         return reply
 
     def _bound(self, deadline: float) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from virtq._core import DriverQueue, Memory, Position
 from virtq.errors import ConfigError, FeatureError, TransportError
 from virtq.features import F
-from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user import channel, state
 from virtq.transports.vhost_user.exchange import Exchange, Refused
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.inband import FrontKicks, new_event
@@ -67,6 +67,7 @@ WANTED = (
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
+    | P.DEVICE_STATE
 )
 """Protocol features that the front-end takes where they are offered."""
 
@@ -300,6 +301,17 @@ class Frontend:
     def on_config_change(self, callback: Callable[[], None] | None) -> None:
         """`callback` is called in the thread of the other channel."""
         self._callback = callback
+
+    # ------------------------------------------------------------ the device's own state
+
+    def save_state(self, timeout_s: float = TIMEOUT_S) -> bytes:
+        """What the device knows beside its rings, for another back-end to go on with; no virtqueue
+        is enabled. Raises TransportError, ProtocolError without DEVICE_STATE."""
+        return state.save(self._exchange, timeout_s)
+
+    def load_state(self, saved: bytes, timeout_s: float = TIMEOUT_S) -> None:
+        """Have the device go on with what `save_state` returned elsewhere. Raises as it does."""
+        state.load(self._exchange, saved, timeout_s)
 
     # ------------------------------------------------------------ virtqueues
 

@@ -23,6 +23,7 @@ from virtq.transports.vhost_user.wire import (
     MAX_CONFIG_BYTES,
     U64,
     Config,
+    DeviceState,
     Iotlb,
     IotlbType,
     Payload,
@@ -160,6 +161,15 @@ class Negotiation:
         if payload.flags > CONFIG_LIVE_MIGRATION:
             raise ProtocolError(name, "flags", hex(payload.flags), "neither 0 nor 1")
 
+    def _check_device_state(self, name: str, payload: DeviceState) -> None:
+        if payload.direction > 1:
+            raise ProtocolError(name, "direction", payload.direction, "neither save nor load")
+        if payload.phase:
+            raise ProtocolError(name, "phase", payload.phase, "not that of a stopped device")
+        for ring in self.rings:
+            if ring.started:
+                raise ProtocolError(name, "phase", payload.phase, f"ring {ring.index} is started")
+
     def _check_status(self, name: str, payload: U64) -> None:
         if payload.value > 0xFF:
             raise ProtocolError(name, "payload", hex(payload.value), "more than a byte")
@@ -240,6 +250,7 @@ _CHECKS: Mapping[int, Callable[..., None]] = {
     Front.GET_CONFIG: Negotiation._check_config,
     Front.SET_CONFIG: Negotiation._check_config,
     Front.SET_STATUS: Negotiation._check_status,
+    Front.SET_DEVICE_STATE_FD: Negotiation._check_device_state,
 }
 
 _APPLIES: Mapping[int, Callable[..., None]] = {

@@ -16,10 +16,11 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 from virtq.errors import ConfigError, TranslationMiss, TransportError, VirtqError
 from virtq.features import F
-from virtq.transports.base import DeviceSide, TranslatedDevice
+from virtq.transports.base import DeviceSide, StatefulDevice, TranslatedDevice
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
 from virtq.transports.vhost_user.inband import BackNotifications, new_event
@@ -34,11 +35,20 @@ from virtq.transports.vhost_user.offer import AS_USUAL, ProtocolChange
 from virtq.transports.vhost_user.outbox import Outbox
 from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Reply, Request
 from virtq.transports.vhost_user.rings import MAX_QUEUES, split_vring_fd
+from virtq.transports.vhost_user.state import (
+    USE_YOUR_FD,
+    Direction,
+    Loading,
+    Saving,
+    Transfer,
+    check_pipe,
+)
 from virtq.transports.vhost_user.translation import Translations
 from virtq.transports.vhost_user.vrings import RingError, Vrings, reason
 from virtq.transports.vhost_user.wire import (
     U64,
     Config,
+    DeviceState,
     Iotlb,
     IotlbType,
     LogBase,
@@ -81,7 +91,14 @@ def offered_features(device: DeviceSide) -> int:
 
 def offered_protocol_features(device: DeviceSide, change: ProtocolChange = AS_USUAL) -> P:
     """The protocol features that a back-end for this device offers. Raises FeatureError."""
-    return change.apply(OFFERED | (P.CONFIG if device.config_size else P(0)))
+    usual = OFFERED | (P.CONFIG if device.config_size else P(0))
+    if _has_state(device):
+        usual |= P.DEVICE_STATE
+    return change.apply(usual)
+
+
+def _has_state(device: DeviceSide) -> TypeGuard[StatefulDevice]:
+    return isinstance(device, StatefulDevice) and device.has_state
 
 
 class Session:
@@ -107,6 +124,7 @@ class Session:
         self._translations = Translations(self._ask_translation, name)
         self._vrings = Vrings(device, self._guest, self._negotiation, self._missed, name)
         self._inband = BackNotifications(self._notify_inband)
+        self._transfer: Transfer | None = None
         self._told_events: set[tuple[Back, int]] = set()
         self._outbox = Outbox(sock)
         self._other: socket.socket | None = None
@@ -136,6 +154,7 @@ class Session:
         for clean_up in (
             self._vrings.close,
             self._inband.close,
+            self._end_transfer,
             self._release_device,
             self._guest.close,
         ):
@@ -367,6 +386,28 @@ class Session:
         if not config.size or end > size:
             raise ConfigError(f"{config.offset} to {end} of a configuration space of {size} bytes")
 
+    def _set_device_state_fd(self, request: Request, payload: DeviceState) -> Payload:
+        assert _has_state(self._device)
+        self._end_transfer()
+        direction = Direction(payload.direction)
+        check_pipe(request.fds.peek(), direction)
+        kind = Saving if direction is Direction.SAVE else Loading
+        self._transfer = kind(self._device, request.fds.peek(), self._name)
+        request.fds.take()
+        return USE_YOUR_FD
+
+    def _check_device_state(self, request: Request, payload: None) -> Payload:
+        error = "no transfer was begun" if self._transfer is None else self._transfer.result()
+        self._end_transfer()
+        if error is not None:
+            raise TransportError(error)
+        return U64(0)
+
+    def _end_transfer(self) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
+
     def _set_status(self, request: Request, payload: U64) -> None:
         if not payload.value:
             self._reset()
@@ -530,6 +571,8 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_CONFIG: Session._get_config,
     Front.SET_CONFIG: Session._set_config,
     Front.RESET_DEVICE: Session._reset_device,
+    Front.SET_DEVICE_STATE_FD: Session._set_device_state_fd,
+    Front.CHECK_DEVICE_STATE: Session._check_device_state,
     Front.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
     Front.ADD_MEM_REG: Session._add_mem_reg,
     Front.REM_MEM_REG: Session._rem_mem_reg,
