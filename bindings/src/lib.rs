@@ -6,6 +6,7 @@ mod memory;
 mod net;
 mod pump;
 mod queue;
+mod userfault;
 
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;
@@ -16,7 +17,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     memory::register(module)?;
     net::register(module)?;
-    queue::register(module)
+    queue::register(module)?;
+    userfault::register(module)
 }
 
 /// A new class made by `collections.namedtuple`.
