@@ -146,11 +146,18 @@ class DeviceQueue:
         index: int = 0,
         position: Position | None = None,
         one_used_entry_per_buffer: bool = False,
+        inflight: Inflight | None = None,
     ) -> None:
         """`features` are the negotiated ones: RING_PACKED, IN_ORDER, INDIRECT_DESC and EVENT_IDX
-        count. `desc`, `driver`, `device`: guest addresses of the three areas (2.6). Raises
-        ValueError on a bad size or alignment, RingFault on an unmapped area (behind an IOMMU
-        TranslationMiss)."""
+        count. `desc`, `driver`, `device`: guest addresses of the three areas (2.6).
+
+        With `inflight` what is taken is written down there, and what a queue before this one had
+        taken and not used is taken first, oldest first; where the queue stands follows from that,
+        and `position` counts only if there was none before.
+
+        Raises ValueError on a bad size or alignment and for a region that is not for such a queue,
+        RingFault on an unmapped area (behind an IOMMU TranslationMiss) and for a region whose
+        contents cannot be."""
     @property
     def index(self) -> int: ...
     @property
@@ -198,10 +205,26 @@ class DeviceQueue:
     def stop(self) -> Position:
         """Publish the finished prefix, forget the rest, and return where the next owner resumes.
         The queue takes nothing more; requests still held become stale."""
+    def release_inflight(self) -> bool:
+        """Of a stopped queue: the next owner begins at the position and needs nothing of what was
+        written down. False, and nothing happens, if the position does not say it all, since some of
+        what is held was overtaken; True also without a region."""
     @property
     def stats(self) -> dict[str, int]:
         """buffers, batches, bytes_read, bytes_written, kicks_received, calls_sent, calls_saved,
         used_entries."""
+
+@final
+class Inflight:
+    """A region in which device queues write down what they hold, for those that come after them
+    (vhost-user, "Inflight I/O tracking"): shared memory that outlives the process."""
+
+    def __init__(self, fd: int, size: int, offset: int, queues: int, queue_size: int) -> None:
+        """`size` bytes at `offset` of `fd`, which stays the caller's: for virtqueues 0 to `queues`
+        - 1 of up to `queue_size` slots each. Raises MemoryError_ if it cannot be mapped."""
+    @staticmethod
+    def bytes(queues: int, queue_size: int, packed: bool) -> int:
+        """How large the region has to be."""
 
 @final
 class DriverQueue:
@@ -272,13 +295,18 @@ class DriverQueue:
     def disable_calls(self) -> None: ...
     @property
     def has_used(self) -> bool: ...
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Block (without the interpreter lock) until used buffers wait; False on time-out."""
+    def wait(self, timeout_s: float | None = None, alarm_fd: int | None = None) -> bool:
+        """Block (without the interpreter lock) until used buffers wait; False on time-out, or when
+        the other end of `alarm_fd` hangs up (POLLRDHUP)."""
     def take_back(self) -> list[int]:
         """After a queue or device reset: cookies of all buffers not reaped, oldest first; empties
         the ring."""
     @property
     def position(self) -> Position: ...
+    @property
+    def device_position(self) -> Position:
+        """Where the device stands by what it has used so far, reaped here or not. Only for a device
+        that is gone: one at work moves on meanwhile."""
     @property
     def broken(self) -> str | None: ...
     @property

@@ -23,7 +23,7 @@ from virtq.features import RING_FEATURES, Change, F, RingKind, closed, describe,
 from virtq.memory import Arena
 from virtq.queue import DriverQueue, Queues
 from virtq.status import DriverStatus, Step
-from virtq.transports.base import DriverTransport, TellsQueueErrors
+from virtq.transports.base import Alarming, DriverTransport, TellsQueueErrors
 from virtq.wire import layout
 
 RESET_TIMEOUT_S = 5.0
@@ -222,6 +222,7 @@ class Driver:
             index=index,
             indirect_length=self.indirect_length,
             check=self._checker(index, spec.name),
+            alarm=self._alarm,
         )
         ring = queue.memory
         self.transport.enable_queue(queue.core, ring.desc, ring.driver, ring.device)
@@ -240,6 +241,9 @@ class Driver:
                 raise RingFault(f"queue {name}: the device has given it up; its log says why", "")
 
         return check
+
+    def _alarm(self) -> int | None:
+        return self.transport.alarm_fd if isinstance(self.transport, Alarming) else None
 
     def ring_size(self, index: int, wanted: int) -> int:
         """How many slots a virtqueue gets: no more than the device has for it, and with the split

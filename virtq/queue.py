@@ -103,10 +103,12 @@ class DriverQueue:
         index: int = 0,
         indirect_length: int = 0,
         check: Callable[[], None] = lambda: None,
+        alarm: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Sets up the rings in `arena`. `features`: the negotiated ones. `check` is called now
-        and then while waiting, to raise if the other end is gone. Raises ArenaFull, and
-        ValueError for a size that the layout does not have."""
+        and then while waiting, to raise if the other end is gone, and at once when the descriptor
+        that `alarm` tells shows a hang-up. Raises ArenaFull, and ValueError for a size that the
+        layout does not have."""
         self.name = name
         self.arena = arena
         self.memory = RingMemory(arena, features, size, indirect_length)
@@ -128,6 +130,7 @@ class DriverQueue:
         # Used buffer notifications are asked for only while waiting.
         self.core.disable_calls()
         self._check = check
+        self._alarm = alarm
         self._added: dict[int, _Added] = {}
         self._next_token = 0
         self._reaped: deque[Used] = deque()
@@ -247,7 +250,7 @@ class DriverQueue:
             left = CHECK_INTERVAL_S
             if deadline is not None:
                 left = min(left, max(0.0, deadline - time.monotonic()))
-            if self.core.wait(left):
+            if self.core.wait(left, self._alarm()):
                 return True
             self.check()
             if deadline is not None and time.monotonic() >= deadline:

@@ -2,9 +2,11 @@
 
     vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
     vhost-user:/run/s?protocol=-STATUS       one whose protocol features are not the usual ones
+    vhost-user:/run/disk.sock?reconnect=on   and outlive its back-ends
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
     qtest:virtio-blk-pci,packed=on?disk=a.img a device of a QEMU that is started for it
+    vhost-user:/run/sim.sock?protocol=+INBAND_NOTIFICATIONS
 
 What comes after `?` are options, `name=value` with `&` between. Sizes are bytes, or have one of the
 units K, M, G, T (powers of 1024).
@@ -62,6 +64,16 @@ def parse_number(text: str) -> int:
         return int(text, 0) if not text.startswith("-") else int("")
     except ValueError:
         raise UriError(f"{text!r} is not a number") from None
+
+
+def parse_patience(text: str) -> float | None:
+    """Seconds to wait for a back-end that is gone: a number such as 2.5, on for the usual time, off
+    for none (None). Raises UriError."""
+    from virtq.transports.vhost_user.reconnect import RECONNECT_S
+
+    if re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+        return float(text)
+    return RECONNECT_S if parse_flag(text) else None
 
 
 @dataclass
@@ -211,6 +223,8 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
     queues = uri.take("queues", parse_number, None)
     queue_size = uri.take("queue_size", parse_number, frontend.QUEUE_SIZE)
     memory = uri.take("memory", parse_size, frontend.MEMORY_BYTES)
+    reconnect_s = uri.take("reconnect", parse_patience, None)
+    track = uri.take("track", parse_flag, None)
     protocol = uri.take("protocol", str, "")
     uri.done()
     return frontend.Frontend(
@@ -218,6 +232,8 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
         queues=queues,
         queue_size_max=queue_size,
         memory_size=memory,
+        reconnect_s=reconnect_s,
+        track=track,
         protocol=protocol,
     )
 

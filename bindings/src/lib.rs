@@ -2,6 +2,7 @@
 
 mod blk;
 mod errors;
+mod inflight;
 mod memory;
 mod net;
 mod pump;
@@ -15,6 +16,7 @@ use pyo3::types::IntoPyDict;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     blk::register(module)?;
     errors::register(module)?;
+    inflight::register(module)?;
     memory::register(module)?;
     net::register(module)?;
     queue::register(module)?;

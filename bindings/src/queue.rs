@@ -16,6 +16,7 @@ use virtq_core::queue::{DeviceQueue, DriverQueue, IndirectSetup, Setup};
 use virtq_core::ring::{Batch, Buffer, Piece, Position, Reaped};
 
 use crate::errors::to_py;
+use crate::inflight::Inflight;
 use crate::memory::{Memory as PyMemory, with_bytes};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -68,13 +69,22 @@ fn duplicate(fd: Option<i32>) -> PyResult<Option<OwnedFd>> {
     borrowed.try_clone_to_owned().map(Some).map_err(PyOSError::new_err)
 }
 
-/// Wait until `fd` is readable; false on time-out.
-fn wait_readable(fd: &OwnedFd, timeout: Option<Duration>) -> bool {
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+/// Wait until `fd` is readable or the other end of `alarm` hangs up; false on time-out.
+fn wait_readable(fd: &OwnedFd, alarm: Option<&OwnedFd>, timeout: Option<Duration>) -> bool {
+    let alarm_fd = alarm.map_or(-1, AsRawFd::as_raw_fd); // -1 is never ready
+    let entry = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut entries = [entry(fd.as_raw_fd(), libc::POLLIN), entry(alarm_fd, libc::POLLRDHUP)];
     let timeout_ms = timeout
         .map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32);
+    // SAFETY: two entries, alive during the call.
+    unsafe { libc::poll(entries.as_mut_ptr(), 2, timeout_ms) > 0 }
+}
+
+/// Whether the other end has hung up.
+fn hung_up(fd: &OwnedFd) -> bool {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one entry, alive during the call.
-    unsafe { libc::poll(&mut entry, 1, timeout_ms) > 0 }
+    unsafe { libc::poll(&mut entry, 1, 0) > 0 }
 }
 
 fn lock<T>(queue: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,7 +136,7 @@ pub struct PyDeviceQueue {
 #[pymethods]
 impl PyDeviceQueue {
     #[new]
-    #[pyo3(signature = (memory, features, size, desc, driver, device, *, index=0, position=None, one_used_entry_per_buffer=false))]
+    #[pyo3(signature = (memory, features, size, desc, driver, device, *, index=0, position=None, one_used_entry_per_buffer=false, inflight=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         memory: &PyMemory,
@@ -138,10 +148,14 @@ impl PyDeviceQueue {
         index: u16,
         position: Option<Bound<'_, PyTuple>>,
         one_used_entry_per_buffer: bool,
+        inflight: Option<&Inflight>,
     ) -> PyResult<Self> {
         let args = Args { features, size, areas: [desc, driver, device], index, position };
         let mut queue = DeviceQueue::new(memory.snapshot(), args.setup()?).map_err(to_py)?;
         queue.set_merge(!one_used_entry_per_buffer);
+        if let Some(inflight) = inflight {
+            queue.attach_inflight(&inflight.region).map_err(to_py)?;
+        }
         Ok(Self { queue: Arc::new(SharedQueue::new(queue).map_err(PyOSError::new_err)?) })
     }
 
@@ -249,6 +263,10 @@ impl PyDeviceQueue {
     fn stop(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let position = visit(&self.queue).stop();
         position_to_py(py, position)
+    }
+
+    fn release_inflight(&self) -> bool {
+        visit(&self.queue).release_inflight()
     }
 
     #[getter]
@@ -661,8 +679,14 @@ impl PyDriverQueue {
         lock(&self.queue).has_used()
     }
 
-    #[pyo3(signature = (timeout_s=None))]
-    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<bool> {
+    #[pyo3(signature = (timeout_s=None, alarm_fd=None))]
+    fn wait(
+        &self,
+        py: Python<'_>,
+        timeout_s: Option<f64>,
+        alarm_fd: Option<i32>,
+    ) -> PyResult<bool> {
+        let alarm = duplicate(alarm_fd)?;
         let timeout = timeout_s
             .map(Duration::try_from_secs_f64)
             .transpose()
@@ -685,11 +709,13 @@ impl PyDriverQueue {
                 call.fd().try_clone_to_owned().map_err(PyOSError::new_err)?
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if !py.detach(|| wait_readable(&call, left)) {
+            if !py.detach(|| wait_readable(&call, alarm.as_ref(), left)) {
                 py.check_signals()?;
                 if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                     return Ok(lock(&self.queue).has_used());
                 }
+            } else if alarm.as_ref().is_some_and(hung_up) {
+                return Ok(lock(&self.queue).has_used());
             }
         }
     }
@@ -701,6 +727,11 @@ impl PyDriverQueue {
     #[getter]
     fn position(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         position_to_py(py, lock(&self.queue).position())
+    }
+
+    #[getter]
+    fn device_position(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        position_to_py(py, lock(&self.queue).device_position())
     }
 
     #[getter]

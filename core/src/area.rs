@@ -62,6 +62,14 @@ mod host {
             Ok(Self { ptr, len, addr, _mapping: mapping })
         }
 
+        /// `len` bytes at `offset` of a mapping that is no guest memory. Both must lie inside, at a
+        /// multiple of what is accessed.
+        pub fn of_mapping(mapping: &Arc<Mapping>, offset: usize, len: usize) -> Self {
+            assert!((offset + len) as u64 <= mapping.len(), "{offset}+{len}");
+            let ptr = mapping.ptr().wrapping_add(offset);
+            Self { ptr, len, addr: offset as u64, _mapping: Arc::clone(mapping) }
+        }
+
         /// The guest address of a byte of the area.
         pub fn guest_addr(&self, offset: usize) -> u64 {
             self.addr + offset as u64
@@ -90,6 +98,10 @@ mod host {
         /// Write a 16-bit word.
         #[inline]
         pub fn store16(&self, offset: usize, value: u16, order: Ordering) {
+            #[cfg(test)]
+            if crate::inflight::killed() {
+                return;
+            }
             // SAFETY: as in `load16`.
             unsafe { AtomicU16::from_ptr(self.at(offset, 2).cast()) }.store(value.to_le(), order);
         }
@@ -104,6 +116,10 @@ mod host {
         /// Write a 32-bit word.
         #[inline]
         pub fn store32(&self, offset: usize, value: u32, order: Ordering) {
+            #[cfg(test)]
+            if crate::inflight::killed() {
+                return;
+            }
             // SAFETY: as in `load16`.
             unsafe { AtomicU32::from_ptr(self.at(offset, 4).cast()) }.store(value.to_le(), order);
         }
@@ -118,6 +134,10 @@ mod host {
         /// Write a 64-bit word.
         #[inline]
         pub fn store64(&self, offset: usize, value: u64, order: Ordering) {
+            #[cfg(test)]
+            if crate::inflight::killed() {
+                return;
+            }
             // SAFETY: as in `load16`.
             unsafe { AtomicU64::from_ptr(self.at(offset, 8).cast()) }.store(value.to_le(), order);
         }

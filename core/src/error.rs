@@ -50,6 +50,14 @@ pub enum Fault {
     BatchBeyondIndex { slot: u16, id: u32, available: u16 },
     /// No fault of the other side: the device gave the queue up, for a reason in words.
     GivenUp { reason: String },
+    /// An in-flight region of another version.
+    InflightVersion { version: u16 },
+    /// An in-flight region for another number of entries than it was made for.
+    InflightEntries { found: u16, entries: u16 },
+    /// An in-flight region whose used index is not that of the ring, nor one batch behind.
+    InflightBatch { used: u16, known: u16, entries: u16 },
+    /// A word of an in-flight region that leads out of it, or in circles.
+    InflightLink { field: &'static str, value: u16, entries: u16 },
 }
 
 impl Fault {
@@ -144,6 +152,19 @@ impl fmt::Display for Fault {
                 f,
                 "in-order batch at used slot {slot} ends with id {id}, beyond the {available} buffers that the used index covers"
             ),
+            Self::InflightVersion { version } => {
+                write!(f, "the in-flight region has version {version}, not 1")
+            }
+            Self::InflightEntries { found, entries } => {
+                write!(f, "the in-flight region has {found} entries, not {entries}")
+            }
+            Self::InflightBatch { used, known, entries } => write!(
+                f,
+                "the in-flight region knows used index {known}, which is more than {entries} behind {used}"
+            ),
+            Self::InflightLink { field, value, entries } => {
+                write!(f, "the in-flight region has {field} {value}, out of {entries} or met twice")
+            }
         }
     }
 }

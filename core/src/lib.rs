@@ -5,6 +5,7 @@
 
 pub mod area;
 pub mod error;
+pub mod inflight;
 pub mod memory;
 pub mod notify;
 pub mod order;

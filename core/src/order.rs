@@ -18,6 +18,8 @@ pub enum AnyOrder {}
 
 /// The two orders, with the bookkeeping that each needs.
 pub trait Order {
+    /// Whether buffers leave as they came.
+    const IN_ORDER: bool;
     /// What the device half has taken and not yet used.
     type Taken: Taken;
     /// What the driver half has added and not yet reaped.
@@ -25,11 +27,13 @@ pub trait Order {
 }
 
 impl Order for InOrder {
+    const IN_ORDER: bool = true;
     type Taken = TakenQueue;
     type Added = AddedQueue;
 }
 
 impl Order for AnyOrder {
+    const IN_ORDER: bool = false;
     type Taken = TakenTable;
     type Added = AddedTable;
 }
@@ -70,6 +74,8 @@ pub trait Taken {
     fn is_taken(&self, token: Token) -> bool;
     /// The next used entry to write; `merge` lets it cover more than one buffer.
     fn next_used(&mut self, merge: bool) -> Option<UsedEntry>;
+    /// (identifier, slots) of a buffer that is taken.
+    fn describe(&self, token: Token) -> (u16, u16);
     /// Buffers taken whose used entry was not handed out yet.
     fn len(&self) -> usize;
     /// Nothing is outstanding.
@@ -209,6 +215,11 @@ impl Taken for TakenQueue {
         run
     }
 
+    fn describe(&self, token: Token) -> (u16, u16) {
+        let entry = &self.entries[token.index as usize];
+        (entry.id, entry.slots)
+    }
+
     fn len(&self) -> usize {
         self.tail.wrapping_sub(self.head) as usize
     }
@@ -318,6 +329,11 @@ impl Taken for TakenTable {
         used
     }
 
+    fn describe(&self, token: Token) -> (u16, u16) {
+        let entry = &self.entries[token.index as usize];
+        (entry.id, entry.slots)
+    }
+
     fn len(&self) -> usize {
         self.taken + self.done.len() - self.gone
     }
@@ -376,6 +392,9 @@ pub trait Added {
     /// device-writable bytes of the last of them; None if it is not outstanding among the first
     /// `published` added.
     fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)>;
+    /// How many buffers behind the oldest `skip` a used entry with this identifier covers, and their
+    /// slots; None if it is not outstanding.
+    fn covered_slots(&self, id: u32, skip: usize) -> Option<(usize, u32)>;
     /// Remove the buffer that leaves next under this identifier and free its places: in a split
     /// ring its descriptors, in a packed one its identifier.
     fn pop(&mut self, id: u16, split: bool) -> Sent;
@@ -432,6 +451,17 @@ impl Added for AddedQueue {
             }
             if u32::from(sent.id) == id {
                 return Some((position as u16 + 1, sent.writable));
+            }
+        }
+        None
+    }
+
+    fn covered_slots(&self, id: u32, skip: usize) -> Option<(usize, u32)> {
+        let mut slots = 0;
+        for (position, sent) in self.queue.iter().skip(skip).enumerate() {
+            slots += u32::from(sent.slots);
+            if u32::from(sent.id) == id {
+                return Some((position + 1, slots));
             }
         }
         None
@@ -502,6 +532,11 @@ impl Added for AddedTable {
             Some(sent) if !sent.is_free() && sent.serial < published => Some((1, sent.writable)),
             _ => None,
         }
+    }
+
+    fn covered_slots(&self, id: u32, _skip: usize) -> Option<(usize, u32)> {
+        let sent = self.table.get(id as usize).filter(|sent| !sent.is_free())?;
+        Some((1, sent.slots.into()))
     }
 
     /// The buffer's links are still a chain of its places; the last one takes the free list behind

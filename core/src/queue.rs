@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::area::Area;
 use crate::error::{Fault, QueueError};
+use crate::inflight::Region;
 use crate::memory::Memory;
 use crate::order::{AnyOrder, InOrder};
 use crate::ring::packed::{PackedAreas, PackedDevice, PackedDriver};
@@ -502,6 +503,22 @@ impl DeviceQueue {
         device_ring!(&self.ring, ring => ring.broken())
     }
 
+    /// From now on write down in `region` what is taken, and first of all take again what a device
+    /// half before this one had taken, by what it wrote down; the position follows from that. Only
+    /// before anything was taken. Fails if the region is not for such a queue, and breaks the queue if
+    /// what is in it cannot be.
+    pub fn attach_inflight(&mut self, region: &Region) -> Result<(), QueueError> {
+        let part = region.part(self.setup.index, self.setup.size, self.setup.is_packed())?;
+        let result = device_ring!(&mut self.ring, ring => ring.attach_inflight(part));
+        self.watch(result)
+    }
+
+    /// Of a stopped queue: what is written down is not needed any more, since the next device half
+    /// finds everything from the position on. False if it does not: something was overtaken.
+    pub fn release_inflight(&mut self) -> bool {
+        self.stopped && device_ring!(&mut self.ring, ring => ring.release_inflight())
+    }
+
     /// Publish what may leave, forget the rest, and say where the next owner resumes.
     pub fn stop(&mut self) -> Position {
         if !self.stopped {
@@ -737,6 +754,11 @@ impl DriverQueue {
     /// Where it stands.
     pub fn position(&self) -> Position {
         driver_ring!(&self.ring, ring => ring.position())
+    }
+
+    /// Where the device stands, going by what it has used, reaped or not.
+    pub fn device_position(&self) -> Position {
+        driver_ring!(&self.ring, ring => ring.device_position())
     }
 
     /// The fault that broke the queue.

@@ -110,6 +110,18 @@ class StatefulDevice(Protocol):
         ...
 
 
+@runtime_checkable
+class Alarming(Protocol):
+    """What a transport has besides `DriverTransport` if the end of the other side need not be asked
+    for again and again."""
+
+    @property
+    def alarm_fd(self) -> int | None:
+        """A descriptor that shows a hang-up (POLLRDHUP) when it is time for `check`; it may be
+        another one after that."""
+        ...
+
+
 class DriverTransport(Protocol):
     """What a driver asks of a transport: one device, seen from the driver's side."""
 
@@ -150,7 +162,8 @@ class DriverTransport(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises PeerGone if the other end is no longer there."""
+        """Raises PeerGone if the other end is no longer there (and does not come back, where the
+        transport waits for that)."""
         ...
 
     def on_config_change(self, callback: Callable[[], None] | None) -> None: ...

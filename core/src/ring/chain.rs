@@ -9,7 +9,7 @@ use crate::order::Token;
 
 /// A descriptor as the other side wrote it, read once.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Descriptor {
+pub(crate) struct Descriptor {
     pub addr: u64,
     pub len: u32,
     /// Split: flags, next. Packed: id, flags.

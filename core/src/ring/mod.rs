@@ -2,13 +2,14 @@
 //! other.
 
 mod batch;
-mod chain;
+pub(crate) mod chain;
 pub mod packed;
 pub mod split;
 
 use std::sync::Arc;
 
 use crate::error::{Fault, QueueError};
+use crate::inflight::Part;
 use crate::memory::{Cache, Memory};
 use crate::order::Token;
 
@@ -164,6 +165,12 @@ pub trait DeviceHalf {
     fn set_broken(&mut self, fault: Fault);
     /// One used entry per buffer, for peers that need it.
     fn set_merge(&mut self, merge: bool);
+    /// From now on write down what is taken, and first of all take again what a device half before
+    /// us had taken, by what it wrote down. Only before anything was taken.
+    fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError>;
+    /// After `abandon`: what is written down is not needed, because the next device half finds
+    /// everything from the position on. False if it does not.
+    fn release_inflight(&mut self) -> bool;
 }
 
 /// The driver half of a virtqueue, whatever its layout and order.
@@ -214,6 +221,9 @@ pub trait DriverHalf {
     fn take_back(&mut self) -> Vec<u64>;
     /// Where it stands.
     fn position(&self) -> Position;
+    /// Where the device half stands, going by what it has used: behind everything that is used,
+    /// reaped or not.
+    fn device_position(&self) -> Position;
     /// The fault that broke the queue.
     fn broken(&self) -> Option<&Fault>;
     /// Used entries read so far.

@@ -65,8 +65,8 @@ class Exchange:
         ack: bool = False,
         keep_fds: bool = False,
     ) -> Reply | None:
-        """Send a request and wait for its reply, if it has one. The reply's descriptors are closed,
-        or with `keep_fds` the caller's.
+        """Send a request and wait for its reply, if it has one; with `keep_fds` the caller closes
+        the descriptors that come with it.
 
         Raises PeerGone if the back-end is gone, TransportError after the time limit, ProtocolError
         for a reply that breaks the rules, or a request that would (and is not sent).
@@ -78,10 +78,7 @@ class Exchange:
             deadline = time.monotonic() + self._timeout_s
             try:
                 self._send(outgoing.data, outgoing.fds, deadline)
-                reply = self._receive(deadline) if self._main.waiting else None
-                if reply is not None and not keep_fds:
-                    reply.fds.close()
-                return reply
+                return self._receive(deadline, keep_fds) if self._main.waiting else None
             except TimeoutError:
                 text = f"{self._name}: no answer to {code.name} within {self._timeout_s} s"
                 raise self.fail(TransportError(text)) from None
@@ -90,6 +87,11 @@ class Exchange:
             except OSError as error:
                 text = f"{self._name}: the back-end is gone ({code.name}: {error.strerror})"
                 raise self.fail(PeerGone(text)) from None
+
+    @property
+    def fd(self) -> int:
+        """The socket, to poll for its end; -1 once it is closed here."""
+        return self._sock.fileno()
 
     def check(self) -> None:
         """Raises PeerGone if the back-end has closed, and again whatever ended the connection."""
@@ -120,13 +122,15 @@ class Exchange:
             sent = channel.send(self._sock, rest, fds)
             rest, fds = rest[sent:], ()
 
-    def _receive(self, deadline: float) -> Reply:
+    def _receive(self, deadline: float, keep_fds: bool) -> Reply:
         while (reply := self._main.next_reply()) is None:
             self._bound(deadline)
             data, fds = channel.receive(self._sock, self._main.wanted)
             if not data:
                 raise PeerGone(f"{self._name}: the back-end has closed the connection")
             self._main.receive(data, fds)
+        if not keep_fds:
+            reply.fds.close()
         return reply
 
     def _bound(self, deadline: float) -> None:

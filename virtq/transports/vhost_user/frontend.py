@@ -13,16 +13,18 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtq._core import DriverQueue, Memory, Position
-from virtq.errors import ConfigError, FeatureError, TransportError
+from virtq.errors import ConfigError, FeatureError, PeerGone, TransportError
 from virtq.features import F
 from virtq.transports.vhost_user import channel, state
 from virtq.transports.vhost_user.exchange import Exchange, Refused
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.inband import FrontKicks, new_event
+from virtq.transports.vhost_user.inflight import KeptRegion
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -33,6 +35,7 @@ from virtq.transports.vhost_user.messages import (
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.transports.vhost_user.other_channel import OtherChannel
 from virtq.transports.vhost_user.protocol import FrontendProtocol
+from virtq.transports.vhost_user.reconnect import connect_again, resume_position
 from virtq.transports.vhost_user.rings import (
     MAX_QUEUE_SIZE,
     MAX_QUEUES,
@@ -47,6 +50,7 @@ from virtq.transports.vhost_user.wire import (
     MAX_REGIONS,
     U64,
     Config,
+    Inflight,
     Iotlb,
     IotlbType,
     Payload,
@@ -68,6 +72,7 @@ WANTED = (
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
     | P.DEVICE_STATE
+    | P.INFLIGHT_SHMFD
 )
 """Protocol features that the front-end takes where they are offered."""
 
@@ -78,12 +83,15 @@ GUEST_BASE = 1 << 32
 """Beyond 32 bits, so that an address that was cut short shows at once."""
 
 
+_DRIVER_OK = 4
+
+
 @dataclass(slots=True)
 class _Enabled:
-    device_area: int
+    queue: DriverQueue
+    areas: tuple[int, int, int]
+    """Guest addresses of descriptor, driver and device area."""
     err: int
-    call: int | None = None
-    """Ours to signal when the back-end notifies by messages."""
 
 
 class Frontend:
@@ -99,6 +107,11 @@ class Frontend:
     half of it is tried, and so on. `protocol` is how the protocol features that are taken, where
     they are offered, differ from the usual ones (see `offer`).
 
+    With `reconnect_s` a back-end that goes away is waited for so many seconds wherever `check` is
+    called (whoever waits for a buffer does), and the next one goes on with all that is outstanding:
+    see `reconnect`. `track`: whether what is in flight is tracked, where the back-end can; by
+    default only if that is needed to reconnect.
+
     Raises TransportError that names the socket if there is no back-end or it does not answer,
     FeatureError for a `protocol` that makes no sense.
     """
@@ -111,32 +124,46 @@ class Frontend:
         memory_size: int = MEMORY_BYTES,
         queues: int | None = None,
         queue_size_max: int = QUEUE_SIZE,
+        reconnect_s: float | None = None,
+        track: bool | None = None,
         protocol: str = "",
     ) -> None:
         self._name = where if isinstance(where, str) else f"socket {where.fileno()}"
         self._wanted = ProtocolChange.parse(protocol).apply(WANTED)
+        self._timeout_s = timeout_s
+        self._reconnect_s = reconnect_s if isinstance(where, str) else None
+        self._track = track
+        self._kept: KeptRegion | None = None
+        self._features: int | None = None
+        self._closed = False
+        self.reconnects = 0
+        """How often another back-end has taken over."""
         self._queue_size_max = min(queue_size_max, MAX_QUEUE_SIZE)
         self._callback: Callable[[], None] | None = None
         self._enabled: dict[int, _Enabled] = {}
         self._queue_sizes: dict[int, int] = {}
-        self._shared: set[Region] = set()
+        self._shared: set[Region]
         self._status = 0
         self._queue_count = 0
         self._events_lock = threading.Lock()
         self._config_size: int | None = None
         self._other: OtherChannel | None = None
         self._kicks: FrontKicks | None = None
-        self._protocol = FrontendProtocol()
-        self._negotiation = self._protocol.negotiation
-        self._negotiation.rings = [Ring(index) for index in range(MAX_QUEUES)]
-        sock = channel.connect(where, timeout_s) if isinstance(where, str) else where
-        self._exchange = Exchange(sock, self._protocol.main, self._name, timeout_s)
+        self._begin(channel.connect(where, timeout_s) if isinstance(where, str) else where)
         try:
             self._memory = Memory.allocate(memory_size, GUEST_BASE)
             self._queue_count = self._open(queues)
         except BaseException:
             self.close()
             raise
+
+    def _begin(self, sock: socket.socket) -> None:
+        """A connection on which nothing was said yet."""
+        self._protocol = FrontendProtocol()
+        self._negotiation = self._protocol.negotiation
+        self._negotiation.rings = [Ring(index) for index in range(MAX_QUEUES)]
+        self._exchange = Exchange(sock, self._protocol.main, self._name, self._timeout_s)
+        self._shared = set()
 
     def _open(self, queues: int | None) -> int:
         """Negotiate what comes before the device's own features; returns the number of queues."""
@@ -151,7 +178,7 @@ class Frontend:
             queues = min(reported, MAX_QUEUES)
         if negotiation.has(P.BACKEND_REQ):
             self._open_other()
-        if negotiation.has(P.INBAND_NOTIFICATIONS):
+        if negotiation.has(P.INBAND_NOTIFICATIONS) and self._kicks is None:
             self._kicks = FrontKicks(self._kick_inband, self._name)
         self._exchange.tell(Front.SET_OWNER)
         return queues
@@ -223,6 +250,7 @@ class Frontend:
         except Refused as refused:
             raise FeatureError(f"{self._name}: features {features:#x}: {refused}") from None
         self._exchange.settle()
+        self._features = features
 
     def read_status(self) -> int:
         if self._negotiation.has(P.STATUS):
@@ -240,6 +268,8 @@ class Frontend:
             self._exchange.tell(Front.RESET_DEVICE)
         self._status = status
         if not status:
+            # The back-end has forgotten it as well; the next rings get a new one.
+            self._drop_kept()
             self._exchange.settle()
 
     # ------------------------------------------------------------ configuration space
@@ -321,24 +351,76 @@ class Frontend:
         index = queue.index
         if index in self._enabled:
             raise ValueError(f"{self._name}: queue {index} is enabled already")
-        with self._exchange.lock:
-            self._share_memory()
-            self._exchange.tell(Front.SET_VRING_NUM, VringState(index, queue.size))
-            self._exchange.tell(Front.SET_VRING_BASE, VringState(index, self._first_base(queue)))
-            desc, driver, used = map(self._ring_address, (desc, driver, device))
-            self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
-            if self._kicks is not None:
-                self._connect_inband(self._kicks, queue, device)
-            else:
-                self._connect_events(queue, device)
-            self._enable(index, True)
-            self._exchange.settle()
-
-    def _first_base(self, queue: DriverQueue) -> int:
-        """Where the device begins: at what it has not used yet, even if it is available already."""
+        call, err = new_event(), new_event()
+        kick = new_event() if self._kicks is None else self._kicks.add(index)
+        try:
+            queue.set_call(call)
+            queue.set_kick(kick)
+        finally:
+            os.close(kick)
+            os.close(call)
+        enabled = _Enabled(queue, (desc, driver, device), err)
+        # Where the device begins: at what it has not used yet, even if it is available already.
         at = queue.position
         start = Position(at.used, at.used_wrap, at.used, at.used_wrap, 0)
-        return pack_base(start, bool(queue.features & F.RING_PACKED))
+        try:
+            with self._exchange.lock:
+                self._keep_track(queue)
+                # From the first message on the back-end may notify.
+                self._enabled[index] = enabled
+                self._set_up(enabled, start)
+                self._exchange.settle()
+        except BaseException:
+            self._enabled.pop(index, None)
+            self._forget(enabled)
+            raise
+
+    def _set_up(self, enabled: _Enabled, start: Position) -> None:
+        """Tell the back-end all about a ring, and that it may begin."""
+        queue = enabled.queue
+        index = queue.index
+        self._share_memory()
+        self._exchange.tell(Front.SET_VRING_NUM, VringState(index, queue.size))
+        base = pack_base(start, bool(queue.features & F.RING_PACKED))
+        self._exchange.tell(Front.SET_VRING_BASE, VringState(index, base))
+        desc, driver, used = map(self._ring_address, enabled.areas)
+        self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
+        self._connect_events(enabled)
+        self._enable(index, True)
+
+    def _connect_events(self, enabled: _Enabled) -> None:
+        queue = enabled.queue
+        index = queue.index
+        if self._kicks is not None:
+            if self._negotiation.has(P.INBAND_NOTIFICATIONS):
+                self._exchange.tell(Front.VRING_KICK, VringState(index, 0))  # starts the ring
+                return
+            self._kicks.remove(index)  # it was another back-end that had messages
+        assert queue.call_fd is not None
+        assert queue.kick_fd is not None
+        self._exchange.tell(Front.SET_VRING_CALL, U64(index), [queue.call_fd])
+        self._exchange.tell(Front.SET_VRING_ERR, U64(index), [enabled.err])
+        self._exchange.tell(Front.SET_VRING_KICK, U64(index), [queue.kick_fd])
+
+    def _keep_track(self, queue: DriverQueue) -> None:
+        """Before the first ring: a region for what is in flight, if it is wanted and can be had."""
+        needed = self._reconnect_s is not None and not queue.features & F.IN_ORDER
+        wanted = needed if self._track is None else self._track
+        if self._kept or self._enabled or not wanted or not self._negotiation.has(P.INFLIGHT_SHMFD):
+            return
+        largest = max(self.queue_size_max(index) for index in range(self._queue_count))
+        asked = Inflight(0, 0, self._queue_count, max(largest, queue.size))
+        reply = self._exchange.transact(Front.GET_INFLIGHT_FD, asked, keep_fds=True)
+        if reply is None:
+            return
+        with reply.fds:
+            if isinstance(reply.payload, Inflight) and reply.payload.mmap_size and len(reply.fds):
+                self._kept = KeptRegion(reply.payload, reply.fds.take())
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._kept is not None:
+            self._exchange.tell(Front.SET_INFLIGHT_FD, self._kept.description, [self._kept.fd])
 
     def _ring_address(self, guest_addr: int) -> int:
         if (self._negotiation.features or 0) & F.ACCESS_PLATFORM:
@@ -347,34 +429,6 @@ class Frontend:
             if region.guest_addr <= guest_addr < region.guest_addr + region.size:
                 return region.user_addr + guest_addr - region.guest_addr
         raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
-
-    def _connect_events(self, queue: DriverQueue, device: int) -> None:
-        kick, call, err = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3))
-        try:
-            queue.set_call(call)
-            queue.set_kick(kick)
-            self._exchange.tell(Front.SET_VRING_CALL, U64(queue.index), [call])
-            self._exchange.tell(Front.SET_VRING_ERR, U64(queue.index), [err])
-            self._exchange.tell(Front.SET_VRING_KICK, U64(queue.index), [kick])
-        except BaseException:
-            os.close(err)
-            raise
-        finally:
-            os.close(kick)
-            os.close(call)
-        self._enabled[queue.index] = _Enabled(device, err)
-
-    def _connect_inband(self, kicks: FrontKicks, queue: DriverQueue, device: int) -> None:
-        """Notifications are messages; the first one starts the ring."""
-        call = new_event()
-        kick = kicks.add(queue.index)
-        try:
-            queue.set_call(call)
-            queue.set_kick(kick)
-        finally:
-            os.close(kick)
-        self._enabled[queue.index] = _Enabled(device, new_event(), call)
-        self._exchange.tell(Front.VRING_KICK, VringState(queue.index, 0))
 
     def _kick_inband(self, index: int) -> None:
         with self._exchange.lock:
@@ -396,19 +450,19 @@ class Frontend:
             reply = self._exchange.transact(Front.GET_VRING_BASE, VringState(index, 0))
             enabled = self._enabled.pop(index)
         self._forget(enabled)
+        if self._kept is not None:
+            self._kept.clear(index)
         if reply is None or not isinstance(reply.payload, VringState):
             raise TransportError(f"{self._name}: no base of queue {index}")
         position = unpack_base(reply.payload.num, self._negotiation.packed)
         if self._negotiation.packed:
             return position
-        used = int.from_bytes(self._memory.read(enabled.device_area + 2, 2), "little")
+        used = int.from_bytes(self._memory.read(enabled.areas[2] + 2, 2), "little")
         return position._replace(used=used)
 
     def _forget(self, enabled: _Enabled) -> None:
         with self._events_lock:
             close_fd(enabled.err)
-            if enabled.call is not None:
-                close_fd(enabled.call)
 
     def queue_error(self, index: int) -> bool:
         """Whether the back-end has signalled an error of this virtqueue since the last call."""
@@ -451,23 +505,101 @@ class Frontend:
 
     # ------------------------------------------------------------ the end
 
+    @property
+    def alarm_fd(self) -> int | None:
+        """The socket: it hangs up when the back-end goes (`virtq.transports.base.Alarming`)."""
+        fd = self._exchange.fd
+        return fd if fd >= 0 else None
+
     def check(self) -> None:
         """Raises PeerGone if the back-end has closed or died, and again whatever ended the
-        connection before."""
-        self._exchange.check()
+        connection before. With `reconnect_s` it first waits for another one to take over; what
+        cannot be handed on to that is NotResumable, and features that it lacks a FeatureError."""
+        try:
+            self._exchange.check()
+        except PeerGone:
+            if self._reconnect_s is None or self._closed:
+                raise
+            self._reconnect(time.monotonic() + self._reconnect_s)
 
-    def close(self) -> None:
-        """Let go of the back-end. Harmless when done twice."""
+    def _reconnect(self, deadline: float) -> None:
+        """Have another back-end go on where the last one was; if that dies as well, the next."""
+        while True:
+            starts = self._resume_positions()
+            self._end_connection()
+            self._begin(connect_again(self._name, deadline, self._timeout_s))
+            try:
+                self._open(self._queue_count)
+                self._resume(starts)
+            except PeerGone as error:
+                self._exchange.fail(error)
+                if time.monotonic() >= deadline:
+                    raise
+            except BaseException as error:
+                # One that cannot do it: whoever asks again is told the same.
+                self._exchange.fail(
+                    PeerGone(f"{self._name}: the next back-end does not do: {error}")
+                )
+                self._reconnect_s = None
+                raise
+            else:
+                self.reconnects += 1
+                return
+
+    def _resume_positions(self) -> dict[int, Position]:
+        tracked = self._kept is not None
+        return {
+            index: resume_position(enabled.queue, tracked, self._name)
+            for index, enabled in self._enabled.items()
+        }
+
+    def _resume(self, starts: dict[int, Position]) -> None:
+        """Everything that the back-end before has been told, as it is now."""
+        if self._features is None:
+            return
+        if lacking := self._features & ~self._negotiation.offered:
+            raise FeatureError(f"{self._name}: the next back-end does not offer {lacking:#x}")
+        if self._kept is not None and not self._negotiation.has(P.INFLIGHT_SHMFD):
+            raise FeatureError(f"{self._name}: the next back-end does not track what is in flight")
+        self.write_features(self._features)
+        has_status = self._negotiation.has(P.STATUS)
+        if has_status:
+            self._exchange.tell(Front.SET_STATUS, U64(self._status & ~_DRIVER_OK))
+        self._hand_on()
+        for index, start in starts.items():
+            self._set_up(self._enabled[index], start)
+        if has_status and self._status & _DRIVER_OK:
+            self._exchange.tell(Front.SET_STATUS, U64(self._status))
+        self._exchange.settle()
+        for index in starts:
+            # Neither end knows what the other had wanted to be told of before.
+            queue = self._enabled[index].queue
+            for fd in (queue.kick_fd, queue.call_fd):
+                if fd is not None:
+                    channel.signal(fd)
+
+    def _end_connection(self) -> None:
         if self._other is not None:
             self._other.close()
             self._other = None
         self._exchange.close()
+
+    def _drop_kept(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def close(self) -> None:
+        """Let go of the back-end. Harmless when done twice."""
+        self._closed = True
+        self._end_connection()
         if self._kicks is not None:
             self._kicks.close()
             self._kicks = None
         for enabled in self._enabled.values():
             self._forget(enabled)
         self._enabled.clear()
+        self._drop_kept()
 
     # ------------------------------------------------------------ what the back-end asks
 
@@ -493,7 +625,7 @@ class Frontend:
         with self._events_lock:
             enabled = self._enabled.get(payload.ring)
             if enabled is not None:
-                event = enabled.call if code is Back.VRING_CALL else enabled.err
+                event = enabled.queue.call_fd if code is Back.VRING_CALL else enabled.err
                 if event is not None:
                     channel.signal(event)
         return True

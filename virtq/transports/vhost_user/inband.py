@@ -88,7 +88,8 @@ class FrontKicks:
 
     def __init__(self, tell: Callable[[int], None], name: str) -> None:
         """`tell` sends the message for a ring and waits for its acknowledgement; it is called in
-        the thread. Raises TransportError."""
+        the thread. What it raises if the back-end is gone is of no account: the next one is kicked
+        when it takes over."""
         self._tell = tell
         self._name = name
         self._lock = threading.Lock()
@@ -124,10 +125,10 @@ class FrontKicks:
         try:
             while not self._closed:
                 for ring in self._signalled():
-                    self._tell(ring)
-        except TransportError as error:
-            if not self._closed:
-                log.warning("%s: no more kicks: %s", self._name, str(error))
+                    try:
+                        self._tell(ring)
+                    except TransportError as error:
+                        log.info("%s: ring %d is not kicked: %s", self._name, ring, str(error))
         finally:
             with self._lock:
                 for event in (*self._rings.values(), self._wake):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from virtq.features import F
+from virtq.transports.vhost_user.inflight import check_numbers
 from virtq.transports.vhost_user.messages import LOG_ALL, PROTOCOL_FEATURES, Front, Message, P
 from virtq.transports.vhost_user.rings import (
     MAX_QUEUE_SIZE,
@@ -24,6 +25,7 @@ from virtq.transports.vhost_user.wire import (
     U64,
     Config,
     DeviceState,
+    Inflight,
     Iotlb,
     IotlbType,
     Payload,
@@ -174,6 +176,14 @@ class Negotiation:
         if payload.value > 0xFF:
             raise ProtocolError(name, "payload", hex(payload.value), "more than a byte")
 
+    def _check_inflight(self, name: str, payload: Inflight) -> None:
+        check_numbers(name, payload, len(self.rings))
+
+    def _check_set_inflight(self, name: str, payload: Inflight) -> None:
+        self._check_inflight(name, payload)
+        if self.any_started:
+            raise ProtocolError(name, "num_queues", payload.num_queues, "a ring is started")
+
     # ------------------------------------------------------------ effects
 
     def _set_features(self, payload: U64) -> None:
@@ -251,6 +261,8 @@ _CHECKS: Mapping[int, Callable[..., None]] = {
     Front.SET_CONFIG: Negotiation._check_config,
     Front.SET_STATUS: Negotiation._check_status,
     Front.SET_DEVICE_STATE_FD: Negotiation._check_device_state,
+    Front.GET_INFLIGHT_FD: Negotiation._check_inflight,
+    Front.SET_INFLIGHT_FD: Negotiation._check_set_inflight,
 }
 
 _APPLIES: Mapping[int, Callable[..., None]] = {

@@ -24,6 +24,7 @@ from virtq.transports.base import DeviceSide, StatefulDevice, TranslatedDevice
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
 from virtq.transports.vhost_user.inband import BackNotifications, new_event
+from virtq.transports.vhost_user.inflight import Answer, HeldRegion
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -49,6 +50,7 @@ from virtq.transports.vhost_user.wire import (
     U64,
     Config,
     DeviceState,
+    Inflight,
     Iotlb,
     IotlbType,
     LogBase,
@@ -67,6 +69,7 @@ OFFERED = (
     | P.REPLY_ACK
     | P.BACKEND_REQ
     | P.BACKEND_SEND_FD
+    | P.INFLIGHT_SHMFD
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
@@ -122,7 +125,10 @@ class Session:
         self._negotiation = self._protocol.negotiation
         self._guest = Guest()
         self._translations = Translations(self._ask_translation, name)
-        self._vrings = Vrings(device, self._guest, self._negotiation, self._missed, name)
+        self._inflight = HeldRegion()
+        self._vrings = Vrings(
+            device, self._guest, self._negotiation, self._missed, name, self._inflight
+        )
         self._inband = BackNotifications(self._notify_inband)
         self._transfer: Transfer | None = None
         self._told_events: set[tuple[Back, int]] = set()
@@ -151,13 +157,15 @@ class Session:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._close_other()
-        for clean_up in (
+        clean_ups = (
             self._vrings.close,
             self._inband.close,
             self._end_transfer,
             self._release_device,
             self._guest.close,
-        ):
+            self._inflight.forget,
+        )
+        for clean_up in clean_ups:
             try:
                 clean_up()
             except Exception:
@@ -238,9 +246,11 @@ class Session:
             except Exception as error:
                 log.exception("%s: %s failed", self._name, event.message.name)
                 return main.refuse(event, error)
+        if isinstance(reply, Answer):
+            return main.accept(event, reply.payload, reply.fds)
         return main.accept(event, reply)
 
-    def _carry_out(self, request: Request) -> Payload | None:
+    def _carry_out(self, request: Request) -> Payload | Answer | None:
         handler = _HANDLERS.get(request.message.code)
         if handler is None:
             name, code = request.message.name, int(request.message.code)
@@ -423,9 +433,18 @@ class Session:
     def _reset(self) -> None:
         """Device and rings; memory, descriptors and protocol features are the connection's."""
         self._vrings.stop_all()
+        self._inflight.forget()
         self._forget_translations()
         self._device.reset()
         self._features_refused = False
+
+    def _get_inflight_fd(self, request: Request, payload: Inflight) -> Answer:
+        # Before the features are known the larger layout has room for either.
+        packed = self._negotiation.packed or self._negotiation.features is None
+        return self._inflight.make(payload, packed)
+
+    def _set_inflight_fd(self, request: Request, payload: Inflight) -> None:
+        self._inflight.use(payload, request.fds.peek(), self._negotiation.packed)
 
     # ------------------------------------------------------------ the other channel
 
@@ -544,7 +563,7 @@ def _take_event(request: Request, payload: U64) -> tuple[int, int | None]:
     return index, request.fds.take()
 
 
-_Handler = Callable[..., Payload | None]
+_Handler = Callable[..., Payload | Answer | None]
 
 _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_FEATURES: Session._get_features,
@@ -570,6 +589,8 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.IOTLB_MSG: Session._iotlb_msg,
     Front.GET_CONFIG: Session._get_config,
     Front.SET_CONFIG: Session._set_config,
+    Front.GET_INFLIGHT_FD: Session._get_inflight_fd,
+    Front.SET_INFLIGHT_FD: Session._set_inflight_fd,
     Front.RESET_DEVICE: Session._reset_device,
     Front.SET_DEVICE_STATE_FD: Session._set_device_state_fd,
     Front.CHECK_DEVICE_STATE: Session._check_device_state,

@@ -24,6 +24,7 @@ from virtq.transports.base import DeviceSide
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.guest import Guest
+from virtq.transports.vhost_user.inflight import HeldRegion
 from virtq.transports.vhost_user.messages import TRANSPORT_FEATURES
 from virtq.transports.vhost_user.negotiation import Negotiation
 from virtq.transports.vhost_user.rings import Ring, area_bytes, pack_base, unpack_base
@@ -57,13 +58,20 @@ class Vrings:
     """The rings of one front-end, and the device that serves them."""
 
     def __init__(
-        self, device: DeviceSide, guest: Guest, negotiation: Negotiation, miss: Miss, name: str
+        self,
+        device: DeviceSide,
+        guest: Guest,
+        negotiation: Negotiation,
+        miss: Miss,
+        name: str,
+        inflight: HeldRegion,
     ) -> None:
         self._device = device
         self._guest = guest
         self._negotiation = negotiation
         self._miss = miss
         self._name = name
+        self._inflight = inflight
         self._served = [_Served(ring) for ring in negotiation.rings]
 
     @property
@@ -88,8 +96,11 @@ class Vrings:
     def stop(self, index: int) -> int:
         """Take a ring back; returns its base as GET_VRING_BASE tells it."""
         served = self._served[index]
-        if served.queue is not None:
+        if (queue := served.queue) is not None:
             self._interrupt(served)
+            # The front-end is told where the ring stands, so a region need not; unless something
+            # was overtaken, which only the region knows.
+            queue.release_inflight()
         if served.resume is not None:
             served.ring.base = pack_base(served.resume, self._negotiation.packed)
         self._forget(served)
@@ -172,6 +183,7 @@ class Vrings:
                 index=ring.index,
                 position=position,
                 one_used_entry_per_buffer=self._device.one_used_entry_per_buffer,
+                inflight=self._inflight.region,
             )
             queue.set_kick(served.kick)
             queue.set_call(served.call)

@@ -1,10 +1,13 @@
 //! The device half: takes available descriptors in ring order and overwrites them with used ones.
 
+mod logged;
+
 use std::sync::Arc;
 
 use super::{Cursor, PackedAreas};
 use crate::area::{Ordering, full_fence};
 use crate::error::{Fault, QueueError};
+use crate::inflight::{PackedLog, Part};
 use crate::memory::Memory;
 use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word, packed_wanted};
 use crate::order::{Order, Taken, Token, UsedEntry};
@@ -27,6 +30,8 @@ pub struct PackedDevice<O: Order> {
     never_asked: bool,
     taken: O::Taken,
     merge: bool,
+    /// Where what is taken is written down, if it is.
+    log: Option<Box<PackedLog>>,
 }
 
 impl<O: Order> PackedDevice<O> {
@@ -56,6 +61,7 @@ impl<O: Order> PackedDevice<O> {
             never_asked: true,
             taken: O::Taken::new(size),
             merge: true,
+            log: None,
         }
     }
 
@@ -169,6 +175,9 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
         self.common.check()?;
         batch.hold(&self.common.memory);
+        if self.log.is_some() {
+            return self.take_logged(max, batch);
+        }
         for taken in 0..max {
             // With every slot taken, what stands at the next one is a descriptor of ours.
             if self.slots_taken == u32::from(self.common.size) {
@@ -188,6 +197,10 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn put_back(&mut self, token: Token) -> Result<(), QueueError> {
         let slots = u32::from(self.taken.undo(token)?);
+        if let Some(log) = &mut self.log {
+            log.put_back(); // it is taken again by what the log has
+            return Ok(());
+        }
         self.next_avail = self.next_avail.rewound(slots, self.common.size);
         self.slots_taken -= slots;
         Ok(())
@@ -204,21 +217,34 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
+        if self.log.is_some() {
+            return self.flush_logged();
+        }
         let Some(first) = self.taken.next_used(self.merge) else {
             return Ok((0, 0));
         };
         let first_at = self.next_used;
         self.advance_used(&first);
         let (mut buffers, mut entries) = (usize::from(first.buffers), 1);
+        // Forward, if what is published by then must do for a device half that comes after us when we
+        // are killed here: in order, all that lies behind it is as the driver made it available.
+        let forward = O::IN_ORDER && self.merge;
+        // Release, always: pairs with the driver's acquire load of these flags; payload, and all
+        // descriptors if it is the first one that comes last, are visible before.
+        if forward {
+            self.write_used(first_at, &first, Ordering::Release);
+        }
         while let Some(used) = self.taken.next_used(self.merge) {
-            self.write_used(self.next_used, &used, Ordering::Relaxed);
+            let order = if forward { Ordering::Release } else { Ordering::Relaxed };
+            self.write_used(self.next_used, &used, order);
             self.advance_used(&used);
             buffers += usize::from(used.buffers);
             entries += 1;
         }
-        // The first one last, so that the driver finds the whole batch. Release: pairs with the
-        // driver's acquire load of these flags; payload and later descriptors are visible before.
-        self.write_used(first_at, &first, Ordering::Release);
+        if !forward {
+            // The first one last, so that the driver finds the whole batch.
+            self.write_used(first_at, &first, Ordering::Release);
+        }
         self.common.check_mapping()?;
         Ok((buffers, entries))
     }
@@ -257,10 +283,11 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn has_available(&self) -> bool {
         self.common.broken.is_none()
-            && self.slots_taken < u32::from(self.common.size)
-            && self
-                .next_avail
-                .is_available((self.read(self.next_avail, Ordering::Acquire).1 >> 48) as u16)
+            && (self.has_pending()
+                || self.slots_taken < u32::from(self.common.size)
+                    && self.next_avail.is_available(
+                        (self.read(self.next_avail, Ordering::Acquire).1 >> 48) as u16,
+                    ))
     }
 
     fn outstanding(&self) -> usize {
@@ -278,6 +305,9 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     }
 
     fn abandon(&mut self) -> Position {
+        if self.log.is_some() {
+            return self.abandon_logged();
+        }
         let (_, slots) = self.taken.abandon();
         self.next_avail = self.next_avail.rewound(slots, self.common.size);
         self.slots_taken -= slots;
@@ -298,5 +328,13 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
+    }
+
+    fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError> {
+        self.attach_log(part)
+    }
+
+    fn release_inflight(&mut self) -> bool {
+        self.release_log()
     }
 }

@@ -322,6 +322,32 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         }
     }
 
+    fn device_position(&self) -> Position {
+        let size = self.common.size;
+        let (mut at, mut skip) = (self.next_used, 0);
+        let mut left = u32::from(size) - self.free;
+        // The rest of a run that was reaped in part lies before the next used descriptor.
+        if self.run.left > 0
+            && let Some((buffers, slots)) = self.added.covered_slots(self.run.id.into(), 0)
+        {
+            (at, skip, left) = (at.advanced(slots, size), buffers, left.saturating_sub(slots));
+        }
+        while left > 0 {
+            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
+            let used = Descriptor::from_words(0, word);
+            if !at.is_used(used.high) {
+                break;
+            }
+            let Some((buffers, slots)) = self.added.covered_slots(used.low.into(), skip) else {
+                break; // reap() will say what is wrong with it
+            };
+            skip += buffers;
+            at = at.advanced(slots, size);
+            left = left.saturating_sub(slots);
+        }
+        Position { used: at.slot, used_wrap: at.wrap, ..self.position() }
+    }
+
     fn broken(&self) -> Option<&Fault> {
         self.common.broken.as_ref()
     }

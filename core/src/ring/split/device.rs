@@ -1,5 +1,7 @@
 //! The device half: reads the descriptor table and the available ring, writes the used ring.
 
+mod logged;
+
 use std::sync::Arc;
 
 use super::{
@@ -8,6 +10,7 @@ use super::{
 };
 use crate::area::{Area, Ordering, full_fence};
 use crate::error::{Fault, QueueError};
+use crate::inflight::{Part, SplitLog};
 use crate::memory::Memory;
 use crate::notify::need_event;
 use crate::order::{Order, Taken, Token};
@@ -27,6 +30,8 @@ pub struct SplitDevice<O: Order> {
     asked: Option<u16>,
     taken: O::Taken,
     merge: bool,
+    /// Where what is taken is written down, if it is.
+    log: Option<Box<SplitLog>>,
 }
 
 impl<O: Order> SplitDevice<O> {
@@ -48,6 +53,7 @@ impl<O: Order> SplitDevice<O> {
             asked: None,
             taken: O::Taken::new(size),
             merge: true,
+            log: None,
         }
     }
 
@@ -140,6 +146,25 @@ impl<O: Order> SplitDevice<O> {
         Ok(())
     }
 
+    fn take_available(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
+        let index = self.avail_index();
+        let size = self.common.size;
+        // The driver cannot have more buffers out than the ring has slots.
+        if index.wrapping_sub(self.next_used) > size || index.wrapping_sub(self.last_avail) > size {
+            let fault = Fault::AvailableJump { index, used: self.next_used, size };
+            return Err(self.common.fail(fault.into()));
+        }
+        let count = usize::from(index.wrapping_sub(self.last_avail)).min(max);
+        batch.hold(&self.common.memory);
+        for taken in 0..count {
+            if let Err(error) = self.take_one(batch) {
+                return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
+            }
+        }
+        self.common.check_mapping()?;
+        Ok(count)
+    }
+
     fn log_used(&self, first: u16, entries: u16) {
         if self.common.memory.log().is_none() {
             return;
@@ -163,27 +188,19 @@ fn read_descriptor(desc: &Area, slot: u16) -> Descriptor {
 impl<O: Order> DeviceHalf for SplitDevice<O> {
     fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, QueueError> {
         self.common.check()?;
-        let index = self.avail_index();
-        let size = self.common.size;
-        // The driver cannot have more buffers out than the ring has slots.
-        if index.wrapping_sub(self.next_used) > size || index.wrapping_sub(self.last_avail) > size {
-            let fault = Fault::AvailableJump { index, used: self.next_used, size };
-            return Err(self.common.fail(fault.into()));
+        if self.log.is_some() {
+            return self.take_logged(max, batch);
         }
-        let count = usize::from(index.wrapping_sub(self.last_avail)).min(max);
-        batch.hold(&self.common.memory);
-        for taken in 0..count {
-            if let Err(error) = self.take_one(batch) {
-                return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
-            }
-        }
-        self.common.check_mapping()?;
-        Ok(count)
+        self.take_available(max, batch)
     }
 
     fn put_back(&mut self, token: Token) -> Result<(), QueueError> {
         self.taken.undo(token)?;
-        self.last_avail = self.last_avail.wrapping_sub(1);
+        match &mut self.log {
+            // It is taken again by what the log has.
+            Some(log) => log.put_back(),
+            None => self.last_avail = self.last_avail.wrapping_sub(1),
+        }
         Ok(())
     }
 
@@ -198,6 +215,9 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
+        if self.log.is_some() {
+            return self.flush_logged();
+        }
         let first = self.next_used;
         let (mut buffers, mut entries) = (0, 0);
         while let Some(used) = self.taken.next_used(self.merge) {
@@ -257,7 +277,8 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
     }
 
     fn has_available(&self) -> bool {
-        self.common.broken.is_none() && self.avail_index() != self.last_avail
+        self.common.broken.is_none()
+            && (self.avail_index() != self.last_avail || self.has_pending())
     }
 
     fn outstanding(&self) -> usize {
@@ -269,6 +290,9 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
     }
 
     fn abandon(&mut self) -> Position {
+        if self.log.is_some() {
+            return self.abandon_logged();
+        }
         let (buffers, _) = self.taken.abandon();
         self.last_avail = self.last_avail.wrapping_sub(buffers);
         self.position()
@@ -288,5 +312,13 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
+    }
+
+    fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError> {
+        self.attach_log(part)
+    }
+
+    fn release_inflight(&mut self) -> bool {
+        self.release_log()
     }
 }

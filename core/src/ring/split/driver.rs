@@ -336,6 +336,11 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         }
     }
 
+    fn device_position(&self) -> Position {
+        let used = self.areas.used.load16(INDEX, Ordering::Acquire);
+        Position { used, ..self.position() }
+    }
+
     fn broken(&self) -> Option<&Fault> {
         self.common.broken.as_ref()
     }
