@@ -220,7 +220,12 @@ def test_a_kick_starts_the_ring_and_calls_wait_for_each_other(
             assert (event.message.code, event.payload) == (Back.VRING_CALL, VringState(0, 0))
             told.append((event, protocol))
     used: list[int] = []
-    assert eventually(lambda: used.extend(cookie for cookie, _ in queue.reap()) or len(used) == 3)
+
+    def all_are_used() -> bool:
+        used.extend(cookie for cookie, _ in queue.reap())
+        return len(used) == 3
+
+    assert eventually(all_are_used)
     assert used == [0, 1, 2]
     assert in_band.nothing_told()
     in_band.acknowledge(*told[0])

@@ -16,12 +16,12 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from virtq.errors import ConfigError, TranslationMiss, TransportError, VirtqError
 from virtq.features import F
 from virtq.transports.base import DeviceSide, StatefulDevice, TranslatedDevice
-from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user import channel, postcopy
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
 from virtq.transports.vhost_user.inband import BackNotifications, new_event
 from virtq.transports.vhost_user.inflight import Answer, HeldRegion
@@ -77,6 +77,13 @@ OFFERED = (
 """Protocol features of every back-end; CONFIG comes with a configuration space. One that a device
 type adds (RARP, MTU) goes here, and its requests into `_HANDLERS`."""
 
+
+class Echo(NamedTuple):
+    """An answer that is the request's own payload, changed; the front-end confirms it."""
+
+    payload: Payload
+
+
 _FEATURES_OK = 8
 _OTHER_CHANNEL_BYTES = 64 * 1024
 """What may wait for a front-end that does not read its other channel."""
@@ -97,6 +104,8 @@ def offered_protocol_features(device: DeviceSide, change: ProtocolChange = AS_US
     usual = OFFERED | (P.CONFIG if device.config_size else P(0))
     if _has_state(device):
         usual |= P.DEVICE_STATE
+    if postcopy.is_possible():
+        usual |= P.PAGEFAULT
     return change.apply(usual)
 
 
@@ -131,6 +140,7 @@ class Session:
         )
         self._inband = BackNotifications(self._notify_inband)
         self._transfer: Transfer | None = None
+        self._postcopy = postcopy.Postcopy()
         self._told_events: set[tuple[Back, int]] = set()
         self._outbox = Outbox(sock)
         self._other: socket.socket | None = None
@@ -158,6 +168,7 @@ class Session:
         self._loop.remove_writer(self._sock)
         self._close_other()
         clean_ups = (
+            self._postcopy.close,  # first: a data path that waits for a page cannot be stopped
             self._vrings.close,
             self._inband.close,
             self._end_transfer,
@@ -246,11 +257,13 @@ class Session:
             except Exception as error:
                 log.exception("%s: %s failed", self._name, event.message.name)
                 return main.refuse(event, error)
+        if isinstance(reply, Echo):
+            return main.echo(event, reply.payload)
         if isinstance(reply, Answer):
             return main.accept(event, reply.payload, reply.fds)
         return main.accept(event, reply)
 
-    def _carry_out(self, request: Request) -> Payload | Answer | None:
+    def _carry_out(self, request: Request) -> Payload | Answer | Echo | None:
         handler = _HANDLERS.get(request.message.code)
         if handler is None:
             name, code = request.message.name, int(request.message.code)
@@ -284,13 +297,42 @@ class Session:
     def _reset_owner(self, request: Request, payload: None) -> None:
         self._vrings.enable_all(False)
 
-    def _set_mem_table(self, request: Request, payload: RegionTable) -> None:
+    def _set_mem_table(self, request: Request, payload: RegionTable | U64) -> Echo | None:
+        if isinstance(payload, U64):
+            return self._confirm_memory(payload)
         self._guest.set_table(payload.regions, request.fds)
+        if self._postcopy.listening:
+            return Echo(RegionTable(tuple(map(self._locate, payload.regions))))
+        self._vrings.memory_changed()
+        return None
+
+    def _add_mem_reg(self, request: Request, payload: Region | U64) -> Echo | None:
+        if isinstance(payload, U64):
+            return self._confirm_memory(payload)
+        self._guest.add(payload, request.fds.peek())
+        if self._postcopy.listening:
+            return Echo(self._locate(payload))
+        self._vrings.memory_changed()
+        return None
+
+    def _locate(self, region: Region) -> Region:
+        return self._postcopy.locate(region, self._guest.memory)
+
+    def _confirm_memory(self, payload: U64) -> None:
+        if payload.value:
+            raise TransportError(f"the front-end cannot tell faults ({payload.value:#x})")
+        self._postcopy.register(self._guest.memory)
         self._vrings.memory_changed()
 
-    def _add_mem_reg(self, request: Request, payload: Region) -> None:
-        self._guest.add(payload, request.fds.peek())
-        self._vrings.memory_changed()
+    def _postcopy_advise(self, request: Request, payload: None) -> Answer:
+        return Answer(None, (self._postcopy.advise(self._sock.fileno()),))
+
+    def _postcopy_listen(self, request: Request, payload: None) -> None:
+        self._postcopy.listen(self._guest.memory)
+
+    def _postcopy_end(self, request: Request, payload: None) -> Payload:
+        self._postcopy.end()
+        return U64(0)
 
     def _rem_mem_reg(self, request: Request, payload: Region) -> None:
         self._guest.remove(payload)
@@ -563,7 +605,7 @@ def _take_event(request: Request, payload: U64) -> tuple[int, int | None]:
     return index, request.fds.take()
 
 
-_Handler = Callable[..., Payload | Answer | None]
+_Handler = Callable[..., Payload | Answer | Echo | None]
 
 _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_FEATURES: Session._get_features,
@@ -594,6 +636,9 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.RESET_DEVICE: Session._reset_device,
     Front.SET_DEVICE_STATE_FD: Session._set_device_state_fd,
     Front.CHECK_DEVICE_STATE: Session._check_device_state,
+    Front.POSTCOPY_ADVISE: Session._postcopy_advise,
+    Front.POSTCOPY_LISTEN: Session._postcopy_listen,
+    Front.POSTCOPY_END: Session._postcopy_end,
     Front.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
     Front.ADD_MEM_REG: Session._add_mem_reg,
     Front.REM_MEM_REG: Session._rem_mem_reg,
