@@ -103,16 +103,19 @@ class LinuxGuest:
     Leaving the context while the script runs ends QEMU by SIGTERM: it stops its devices in order.
     """
 
-    def __init__(self, config: GuestConfig) -> None:
+    def __init__(self, config: GuestConfig, *, heir_of: LinuxGuest | None = None) -> None:
+        """`heir_of`: the guest that will be migrated here (QEMU waits for `migrate-incoming`); what
+        its script prints from then on arrives here."""
         self.config = config
-        self._word = secrets.token_hex(8)
+        self._heir_of = heir_of
+        self._word = heir_of._word if heir_of else secrets.token_hex(8)
         self._marks = re.compile(
             MARK + self._word.encode() + rb" (?:(?P<hello>hello)|exit (?P<status>\d+))\n"
         )
         # Guards what follows; notified at every change of it.
         self._changed = threading.Condition()
         self._output = bytearray()
-        self._boot_offsets: list[int] = []
+        self._boot_offsets: list[int] = [0] if heir_of else []
         self._read_offset = 0
         self._status: int | None = None
         self._ended = False
@@ -186,6 +189,22 @@ class LinuxGuest:
             self._read_offset += found.end()
         return found
 
+    def migrate(self, heir: LinuxGuest, socket_path: Path, timeout_s: float = 60.0) -> None:
+        """Moves the running guest to `heir`'s QEMU, by way of a socket at that path; returns once
+        it runs there. Then this one is to be left. Raises GuestError if it does not succeed."""
+        heir.qmp.execute("migrate-incoming", {"uri": f"unix:{socket_path}"})
+        self.qmp.execute("migrate", {"uri": f"unix:{socket_path}"})
+        deadline = time.monotonic() + timeout_s
+        while (state := self.qmp.execute("query-migrate").get("status")) != "completed":
+            if state in ("failed", "cancelled") or time.monotonic() > deadline:
+                info = self.qmp.execute("query-migrate")
+                raise GuestError(f"migration: {info}\n{self.qemu_log}\n{heir.qemu_log}")
+            time.sleep(0.02)
+        while heir.qmp.execute("query-status")["status"] != "running":
+            if time.monotonic() > deadline:
+                raise GuestError(f"the guest does not run after its migration\n{heir.qemu_log}")
+            time.sleep(0.02)
+
     def result(self) -> GuestResult:
         """Awaits the end of the script and the orderly end of QEMU."""
         self._await(lambda: self._status is not None, "without an exit status", None)
@@ -247,6 +266,7 @@ class LinuxGuest:
             *("-chardev", f"socket,id=monitor,fd={qmp_fd}", "-mon", "chardev=monitor,mode=control"),
             # A panic is a reboot too: with none allowed, it ends QEMU at once.
             *([] if config.reboots else ["-no-reboot"]),
+            *(["-incoming", "defer"] if self._heir_of else []),
             *config.args,
         ]
 
