@@ -193,7 +193,7 @@ def test_a_ring_that_has_yet_to_arrive(front: Destination) -> None:
     ready(front)
     front.set_up()
     front.events_on()
-    seen = []
+    seen: list[int] = []
     while len(seen) < 3 and (offset := front.fault()) is not None:
         seen.append(offset)
         if offset == DRIVER:

@@ -299,7 +299,8 @@ class Session:
 
     def _set_mem_table(self, request: Request, payload: RegionTable | U64) -> Echo | None:
         if isinstance(payload, U64):
-            return self._confirm_memory(payload)
+            self._confirm_memory(payload)
+            return None
         self._guest.set_table(payload.regions, request.fds)
         if self._postcopy.listening:
             return Echo(RegionTable(tuple(map(self._locate, payload.regions))))
@@ -308,7 +309,8 @@ class Session:
 
     def _add_mem_reg(self, request: Request, payload: Region | U64) -> Echo | None:
         if isinstance(payload, U64):
-            return self._confirm_memory(payload)
+            self._confirm_memory(payload)
+            return None
         self._guest.add(payload, request.fds.peek())
         if self._postcopy.listening:
             return Echo(self._locate(payload))
