@@ -29,7 +29,7 @@ from virtq._core import Batch, DeviceQueue, Position, Request, TranslationMiss
 from virtq.configspace import ConfigSpace
 from virtq.errors import FeatureError
 from virtq.features import RING_FEATURES, Change, F, closed, describe, register
-from virtq.runner import BatchRunner, RequestRunner, Runner, Written
+from virtq.runner import BatchRunner, LoopRunner, RequestRunner, Runner, Written
 from virtq.supply import Supplies, Supply, SupplyRunner
 
 log = logging.getLogger("virtq.device")
@@ -300,6 +300,11 @@ class Device(ConfigSpace, metaclass=_Checked):
         if runner := self._runners.get(index):
             runner.enable(enabled)
             self._mark_live(index, enabled)
+
+    def drain_queue(self, index: int) -> Awaitable[object] | None:
+        """See `virtq.transports.base.DrainingDevice`."""
+        runner = self._runners.get(index)
+        return runner.drain() if isinstance(runner, LoopRunner) else None
 
     def stop_queue(self, index: int) -> Position:
         """Raises KeyError for a virtqueue that was not started."""

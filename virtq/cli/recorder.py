@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from virtq._core import DeviceQueue, Position, TranslationMiss
@@ -100,6 +100,9 @@ class Recorder:
 
     def retry_queue(self, index: int) -> None:
         self.device.retry_queue(index)
+
+    def drain_queue(self, index: int) -> Awaitable[object] | None:
+        return self.device.drain_queue(index)
 
     @property
     def has_state(self) -> bool:

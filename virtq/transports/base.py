@@ -5,7 +5,7 @@ A transport knows neither device types nor drivers; a device or driver knows no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from virtq._core import DeviceQueue, DriverQueue, Memory, Position, TranslationMiss
@@ -87,6 +87,16 @@ class TellsQueueErrors(Protocol):
 
     def queue_error(self, index: int) -> bool:
         """Whether the device has told so of this virtqueue since the last call."""
+        ...
+
+
+@runtime_checkable
+class DrainingDevice(Protocol):
+    """What a device has besides `DeviceSide` if it may hold buffers for longer than a call."""
+
+    def drain_queue(self, index: int) -> Awaitable[object] | None:
+        """Take nothing more from a virtqueue, which is about to be stopped; what is returned is
+        done when all that was taken is finished. None: it is already."""
         ...
 
 

@@ -73,6 +73,7 @@ WANTED = (
     | P.STATUS
     | P.DEVICE_STATE
     | P.INFLIGHT_SHMFD
+    | P.GET_VRING_BASE_INFLIGHT
 )
 """Protocol features that the front-end takes where they are offered."""
 

@@ -110,6 +110,10 @@ class Negotiation:
         if P.INBAND_NOTIFICATIONS in chosen and _INBAND_NEEDS not in chosen:
             missing = _INBAND_NEEDS & ~chosen
             raise ProtocolError(name, "payload", chosen, f"INBAND_NOTIFICATIONS needs {missing}")
+        if P.GET_VRING_BASE_INFLIGHT in chosen and P.INFLIGHT_SHMFD not in chosen:
+            raise ProtocolError(
+                name, "payload", chosen, "GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD"
+            )
 
     def _check_ring(self, name: str, payload: VringState) -> None:
         ring_of(self.rings, name, payload.ring)

@@ -15,12 +15,12 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, TypeGuard
 
 from virtq.errors import ConfigError, TranslationMiss, TransportError, VirtqError
 from virtq.features import F
-from virtq.transports.base import DeviceSide, StatefulDevice, TranslatedDevice
+from virtq.transports.base import DeviceSide, DrainingDevice, StatefulDevice, TranslatedDevice
 from virtq.transports.vhost_user import channel, postcopy
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
 from virtq.transports.vhost_user.inband import BackNotifications, new_event
@@ -70,6 +70,7 @@ OFFERED = (
     | P.BACKEND_REQ
     | P.BACKEND_SEND_FD
     | P.INFLIGHT_SHMFD
+    | P.GET_VRING_BASE_INFLIGHT
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
@@ -85,6 +86,8 @@ class Echo(NamedTuple):
 
 
 _FEATURES_OK = 8
+_DRAIN_S = 2.0
+"""How long a ring that is to be stopped may take to finish what the device holds of it."""
 _OTHER_CHANNEL_BYTES = 64 * 1024
 """What may wait for a front-end that does not read its other channel."""
 _OTHER_CHANNEL_REQUESTS = 1024
@@ -140,6 +143,7 @@ class Session:
         )
         self._inband = BackNotifications(self._notify_inband)
         self._transfer: Transfer | None = None
+        self._later: asyncio.Future[None] | None = None
         self._postcopy = postcopy.Postcopy()
         self._told_events: set[tuple[Back, int]] = set()
         self._outbox = Outbox(sock)
@@ -162,10 +166,14 @@ class Session:
             await self._done
         finally:
             self._close()
+            if self._later is not None:
+                await asyncio.wait([self._later])
 
     def _close(self) -> None:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
+        if self._later is not None:
+            self._later.cancel()
         self._close_other()
         clean_ups = (
             self._postcopy.close,  # first: a data path that waits for a page cannot be stopped
@@ -214,9 +222,44 @@ class Session:
                 return
             main.receive(data, fds)
             while (event := main.next_request()) is not None:
+                if (held := self._must_finish(event)) is not None:
+                    self._loop.remove_reader(self._sock)
+                    self._later = asyncio.ensure_future(self._answer_later(event, held))
+                    return
                 self._send(self._answer(event))
         except (BlockingIOError, InterruptedError):
             return
+        except ConnectionError:
+            self._finish()
+        except Exception as error:
+            self._finish(error)
+
+    def _must_finish(self, event: Request | Refusal) -> Awaitable[object] | None:
+        """What has to be waited for before a request is answered: GET_VRING_BASE stops a ring when
+        what the device holds of it is done, unless that is recorded for the next owner."""
+        if not isinstance(event, Request) or not isinstance(event.payload, VringState):
+            return None
+        recorded = self._negotiation.has(P.GET_VRING_BASE_INFLIGHT) and self._inflight.region
+        if event.message.code != Front.GET_VRING_BASE or recorded:
+            return None
+        if not isinstance(self._device, DrainingDevice):
+            return None
+        return self._device.drain_queue(event.payload.ring)
+
+    async def _answer_later(self, event: Request | Refusal, held: Awaitable[object]) -> None:
+        """Nothing more is read from the front-end meanwhile; who leaves is noticed afterwards."""
+        try:
+            await asyncio.wait_for(held, _DRAIN_S)
+        except TimeoutError:
+            log.warning("%s: a ring is stopped with requests unfinished", self._name)
+        except Exception as error:
+            self._finish(error)
+            return
+        if self._done.done():
+            return
+        self._loop.add_reader(self._sock, self._readable)
+        try:
+            self._send(self._answer(event))
         except ConnectionError:
             self._finish()
         except Exception as error:
