@@ -78,4 +78,4 @@ def test_without_a_way_to_say_no_the_channel_is_closed(
         channel.send(back_end, notifier(0, VringArea(0, PAGE, 0)), [page])
         os.close(page)
         assert back_end.recv(1) == b""
-        assert eventually(lambda: "HOST_NOTIFIER was not negotiated" in caplog.text)
+        assert eventually(lambda: "HOST_NOTIFIER: was not negotiated" in caplog.text)

@@ -138,6 +138,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
 @pytest.fixture
 def front(shout: Elsewhere) -> Iterator[Destination]:
     """Whatever it does, the back-end is as before when it is gone."""
+    next_is_served(shout)
     before = shout.open_fds
     with Destination(shout) as front:
         yield front
@@ -238,6 +239,7 @@ def test_the_native_data_path_waits_alone(disk: Elsewhere) -> None:
 def test_a_front_end_that_dies_wakes_everybody(which: str, request: pytest.FixtureRequest) -> None:
     """The loop, or a data path, waits for a page when the front-end goes: the next is served."""
     served: Elsewhere = request.getfixturevalue(which)
+    next_is_served(served)
     before = served.open_fds
     for _ in range(3):
         with Destination(served) as front:
