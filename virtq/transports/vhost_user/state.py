@@ -107,7 +107,8 @@ class Saving(Transfer):
 
 
 class Loading(Transfer):
-    """Reads to the end, then gives it to the device."""
+    """Reads to the end. The device gets it when the front-end asks how it went: one that dies in
+    the middle closes its end as well."""
 
     def __init__(self, device: StatefulDevice, fd: int, name: str) -> None:
         super().__init__(fd, name)
@@ -119,7 +120,9 @@ class Loading(Transfer):
         # The front-end has closed its end before it asks: all there is can be read now.
         while self._fd is not None and self._read():
             pass
-        return super().result()
+        if self._error is None:
+            self._load()
+        return self._error
 
     def _read(self) -> bool:
         """One piece; False if nothing is there at the moment."""
@@ -135,7 +138,7 @@ class Loading(Transfer):
         if len(self._data) > MAX_STATE_BYTES:
             self._end(f"more than {MAX_STATE_BYTES} bytes")
         elif not piece:
-            self._load()
+            self._end(None)
         return True
 
     def _load(self) -> None:
@@ -146,8 +149,6 @@ class Loading(Transfer):
         except Exception as error:
             log.exception("%s: loading the device's state", self._name)
             self._end(f"the device failed: {error}")
-        else:
-            self._end(None)
 
 
 # ---------------------------------------------------------------- the front-end's side
