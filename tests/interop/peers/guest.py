@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from .availability import linux, program
 from .initramfs import MARK, base, overlay
@@ -189,21 +189,47 @@ class LinuxGuest:
             self._read_offset += found.end()
         return found
 
-    def migrate(self, heir: LinuxGuest, socket_path: Path, timeout_s: float = 60.0) -> None:
+    def migrate(
+        self,
+        heir: LinuxGuest,
+        socket_path: Path,
+        meanwhile: Callable[[], None] = lambda: None,
+        timeout_s: float = 60.0,
+    ) -> None:
         """Moves the running guest to `heir`'s QEMU, by way of a socket at that path; returns once
-        it runs there. Then this one is to be left. Raises GuestError if it does not succeed."""
-        heir.qmp.execute("migrate-incoming", {"uri": f"unix:{socket_path}"})
-        self.qmp.execute("migrate", {"uri": f"unix:{socket_path}"})
+        it runs there. Then this one is to be left. Raises GuestError if it does not succeed.
+
+        `meanwhile` is called when all memory was sent once, while the guest still runs here: what
+        is written from then on is there only if it is noticed that it was."""
         deadline = time.monotonic() + timeout_s
-        while (state := self.qmp.execute("query-migrate").get("status")) != "completed":
-            if state in ("failed", "cancelled") or time.monotonic() > deadline:
-                info = self.qmp.execute("query-migrate")
-                raise GuestError(f"migration: {info}\n{self.qemu_log}\n{heir.qemu_log}")
-            time.sleep(0.02)
+        uri = {"uri": f"unix:{socket_path}"}
+        heir.qmp.execute("migrate-incoming", uri)
+        # So little in so short a pause that it is not enough for a guest that does anything.
+        self._migration(**{"max-bandwidth": 32 << 20, "downtime-limit": 1})
+        self.qmp.execute("migrate", uri)
+        self._await_migration(heir, deadline, lambda info: info["ram"]["dirty-sync-count"] > 2)
+        meanwhile()
+        self._migration(**{"max-bandwidth": 1 << 32, "downtime-limit": 2000})
+        self._await_migration(heir, deadline, lambda info: info["status"] == "completed")
         while heir.qmp.execute("query-status")["status"] != "running":
             if time.monotonic() > deadline:
                 raise GuestError(f"the guest does not run after its migration\n{heir.qemu_log}")
-            time.sleep(0.02)
+            time.sleep(0.01)
+
+    def _migration(self, **parameters: object) -> None:
+        self.qmp.execute("migrate-set-parameters", parameters)
+
+    def _await_migration(
+        self, heir: LinuxGuest, deadline: float, holds: Callable[[Mapping[str, Any]], bool]
+    ) -> None:
+        while True:
+            info = self.qmp.execute("query-migrate")
+            if "ram" in info and holds(info):
+                return
+            ended = info["status"] in ("failed", "cancelled", "completed")
+            if ended or time.monotonic() > deadline:
+                raise GuestError(f"migration: {info}\n{self.qemu_log}\n{heir.qemu_log}")
+            time.sleep(0.01)
 
     def result(self) -> GuestResult:
         """Awaits the end of the script and the orderly end of QEMU."""

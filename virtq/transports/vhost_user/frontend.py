@@ -137,6 +137,7 @@ class Frontend:
         self._kept: KeptRegion | None = None
         self._features: int | None = None
         self._closed = False
+        self._reconnecting = threading.Lock()
         self.reconnects = 0
         """How often another back-end has taken over."""
         self._queue_size_max = min(queue_size_max, MAX_QUEUE_SIZE)
@@ -205,6 +206,11 @@ class Frontend:
     def protocol_features(self) -> P:
         """Those that were negotiated."""
         return self._negotiation.protocol
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the back-end writes down what is in flight (INFLIGHT_SHMFD), for the next one."""
+        return self._kept is not None
 
     @property
     def memory(self) -> Memory:
@@ -518,10 +524,17 @@ class Frontend:
         cannot be handed on to that is NotResumable, and features that it lacks a FeatureError."""
         try:
             self._exchange.check()
+            return
         except PeerGone:
             if self._reconnect_s is None or self._closed:
                 raise
-            self._reconnect(time.monotonic() + self._reconnect_s)
+        with self._reconnecting:
+            try:
+                self._exchange.check()  # another thread may have seen to it meanwhile
+            except PeerGone:
+                if self._reconnect_s is None or self._closed:
+                    raise
+                self._reconnect(time.monotonic() + self._reconnect_s)
 
     def _reconnect(self, deadline: float) -> None:
         """Have another back-end go on where the last one was; if that dies as well, the next."""
@@ -538,9 +551,7 @@ class Frontend:
                     raise
             except BaseException as error:
                 # One that cannot do it: whoever asks again is told the same.
-                self._exchange.fail(
-                    PeerGone(f"{self._name}: the next back-end does not do: {error}")
-                )
+                self._exchange.fail(PeerGone(f"no back-end to go on with: {error}"))
                 self._reconnect_s = None
                 raise
             else:
@@ -563,7 +574,8 @@ class Frontend:
         if self._kept is not None and not self._negotiation.has(P.INFLIGHT_SHMFD):
             raise FeatureError(f"{self._name}: the next back-end does not track what is in flight")
         self.write_features(self._features)
-        has_status = self._negotiation.has(P.STATUS)
+        # A status of 0 would be a reset.
+        has_status = self._negotiation.has(P.STATUS) and self._status != 0
         if has_status:
             self._exchange.tell(Front.SET_STATUS, U64(self._status & ~_DRIVER_OK))
         self._hand_on()
