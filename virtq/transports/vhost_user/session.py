@@ -12,7 +12,6 @@ session. So does any exception that nobody expected: the front-end is let go, th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +21,7 @@ from virtq.errors import ConfigError, TranslationMiss, TransportError, VirtqErro
 from virtq.features import F
 from virtq.transports.base import DeviceSide, DrainingDevice, StatefulDevice, TranslatedDevice
 from virtq.transports.vhost_user import channel, postcopy
+from virtq.transports.vhost_user.asking import Asking
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
 from virtq.transports.vhost_user.inband import BackNotifications, new_event
 from virtq.transports.vhost_user.inflight import Answer, HeldRegion
@@ -88,10 +88,6 @@ class Echo(NamedTuple):
 _FEATURES_OK = 8
 _DRAIN_S = 2.0
 """How long a ring that is to be stopped may take to finish what the device holds of it."""
-_OTHER_CHANNEL_BYTES = 64 * 1024
-"""What may wait for a front-end that does not read its other channel."""
-_OTHER_CHANNEL_REQUESTS = 1024
-"""Requests there that a front-end may leave without their acknowledgement."""
 
 
 def offered_features(device: DeviceSide) -> int:
@@ -147,8 +143,7 @@ class Session:
         self._postcopy = postcopy.Postcopy()
         self._told_events: set[tuple[Back, int]] = set()
         self._outbox = Outbox(sock)
-        self._other: socket.socket | None = None
-        self._other_outbox: Outbox | None = None
+        self._asking = Asking(self._protocol, name, self._acknowledged, self._no_answers)
         self._config_changed = False
         self._features_refused = False
 
@@ -174,7 +169,7 @@ class Session:
         self._loop.remove_writer(self._sock)
         if self._later is not None:
             self._later.cancel()
-        self._close_other()
+        self._asking.close()
         clean_ups = (
             self._postcopy.close,  # first: a data path that waits for a page cannot be stopped
             self._vrings.close,
@@ -443,13 +438,8 @@ class Session:
 
     def _set_backend_req_fd(self, request: Request, payload: None) -> None:
         other = channel.adopt(request.fds.peek())
-        self._close_other()
-        self._protocol.reopen_other()
-        self._other = other
         request.fds.take()
-        self._other.setblocking(False)
-        self._other_outbox = Outbox(self._other)
-        self._loop.add_reader(self._other, self._other_readable)
+        self._asking.open(other)
         self._look_again()
         self._inband.tell_due()
 
@@ -544,16 +534,16 @@ class Session:
             self._translations.miss(miss, index)
         except ProtocolError as error:
             log.warning("%s: the other channel is closed: %s", self._name, str(error))
-            self._close_other()
+            self._asking.close()
 
     def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
         self._missed(miss, index)
 
     def _ask_translation(self, question: Iotlb) -> bool:
-        return self._tell(Back.IOTLB_MSG, question, ack=True)
+        return self._asking.tell(Back.IOTLB_MSG, question, ack=True)
 
     def _notify_inband(self, code: Back, ring: VringState) -> bool:
-        return self._tell(code, ring, ack=True)
+        return self._asking.tell(code, ring, ack=True)
 
     def _notify_config_change(self) -> None:
         self._config_changed = True
@@ -567,71 +557,17 @@ class Session:
             and self._negotiation.has(P.CONFIG | P.BACKEND_REQ)
         ):
             self._config_changed = False
-            self._tell(Back.CONFIG_CHANGE)
-
-    def _tell(self, code: Back, payload: Payload | None = None, *, ack: bool = False) -> bool:
-        if self._other_outbox is None:
-            return False
-        machine = self._protocol.other
-        try:
-            if machine.waiting >= _OTHER_CHANNEL_REQUESTS:
-                raise ProtocolError(code.name, "unacknowledged", machine.waiting, "full")
-            self._other_outbox.put(machine.request(code, payload, ack=ack))
-            self._flush_other()
-        except (ProtocolError, OSError) as error:
-            log.warning("%s: cannot tell %s: %s", self._name, code.name, str(error))
-            self._close_other()
-            return False
-        return True
-
-    def _flush_other(self) -> None:
-        assert self._other is not None
-        assert self._other_outbox is not None
-        if self._other_outbox.flush():
-            self._loop.remove_writer(self._other)
-        elif self._other_outbox.pending_bytes > _OTHER_CHANNEL_BYTES:
-            raise ProtocolError("other channel", "unread", self._other_outbox.pending_bytes, "full")
-        else:
-            self._loop.add_writer(self._other, self._other_writable)
-
-    def _other_writable(self) -> None:
-        try:
-            self._flush_other()
-        except (ProtocolError, OSError):
-            self._close_other()
-
-    def _other_readable(self) -> None:
-        assert self._other is not None
-        machine = self._protocol.other
-        try:
-            data, fds = channel.receive(self._other, machine.wanted)
-            if data:
-                machine.receive(data, fds)
-                while (reply := machine.next_reply()) is not None:
-                    self._acknowledged(reply)
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except (ProtocolError, OSError) as error:
-            log.warning("%s: the other channel is closed: %s", self._name, str(error))
-        self._close_other()
+            self._asking.tell(Back.CONFIG_CHANGE)
 
     def _acknowledged(self, reply: Reply) -> None:
-        with reply.fds:
-            if isinstance(reply.request, Iotlb):
-                self._translations.acknowledged(reply.request, reply.payload == U64(0))
-            elif isinstance(reply.request, VringState):
-                self._inband.acknowledged(Back(reply.message.code), reply.request.ring)
+        if isinstance(reply.request, Iotlb):
+            self._translations.acknowledged(reply.request, reply.payload == U64(0))
+        elif isinstance(reply.request, VringState):
+            self._inband.acknowledged(Back(reply.message.code), reply.request.ring)
 
-    def _close_other(self) -> None:
+    def _no_answers(self) -> None:
         self._translations.forget()
         self._inband.channel_lost()
-        if self._other is not None:
-            self._loop.remove_reader(self._other)
-            self._loop.remove_writer(self._other)
-            with contextlib.suppress(OSError):
-                self._other.close()
-            self._other = self._other_outbox = None
 
 
 def _level(message: str) -> int:
