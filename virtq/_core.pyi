@@ -145,6 +145,26 @@ class Batch:
         """Hand back every buffer of the batch with the same or its own written length."""
 
 @final
+class Userfault:
+    """A userfaultfd: who touches a page of registered memory that its file does not have yet sleeps
+    until the memory's owner has put it there."""
+
+    def __init__(self) -> None:
+        """Raises OSError where the process may not have one."""
+    def fileno(self) -> int:
+        """The descriptor, which stays owned here; the memory's owner needs a duplicate."""
+    @staticmethod
+    def bases(memory: Memory) -> list[tuple[int, int]]:
+        """For each region its guest address, and the address of its first byte in this process."""
+    def register(self, memory: Memory) -> None:
+        """Wait for the pages of all its regions. Raises OSError for memory of another kind than a
+        memfd, tmpfs or hugetlbfs file."""
+    def watch(self, socket: int) -> None:
+        """Once the other end of this socket closes, nothing is waited for any more; a thread of the
+        core sees to that. `socket` stays the caller's."""
+    def release(self) -> None:
+        """Nothing is waited for any more; who sleeps goes on with what is there."""
+
 class DeviceQueue:
     """The device half of a virtqueue (split: 2.7, packed: 2.8, IN_ORDER: 2.7.9 / 2.8.8)."""
 

@@ -29,7 +29,7 @@ from virtq._core import Batch, DeviceQueue, Position, Request, TranslationMiss
 from virtq.configspace import ConfigSpace
 from virtq.errors import FeatureError
 from virtq.features import RING_FEATURES, Change, F, closed, describe, register
-from virtq.runner import BatchRunner, RequestRunner, Runner, Written
+from virtq.runner import BatchRunner, LoopRunner, RequestRunner, Runner, Written
 from virtq.supply import Supplies, Supply, SupplyRunner
 
 log = logging.getLogger("virtq.device")
@@ -158,6 +158,17 @@ class Device(ConfigSpace, metaclass=_Checked):
     def was_reset(self) -> None:
         """The driver reset the device, or left; every queue is stopped."""
 
+    def save_state(self) -> bytes:
+        """What another process needs to go on with this device (live migration) and cannot learn
+        from rings, configuration space and storage; all queues are stopped. By default there is no
+        such thing. Override this together with `load_state`."""
+        raise NotImplementedError(f"{type(self).__name__} has no state to save")
+
+    def load_state(self, state: bytes) -> None:
+        """Go on with what `save_state` returned elsewhere. Raise ConfigError or ValueError if it
+        makes no sense, having changed nothing."""
+        raise NotImplementedError(f"{type(self).__name__} has no state to load")
+
     def close(self) -> None:
         """Give up what the device holds outside of it, such as files; it is not served any more."""
 
@@ -274,6 +285,11 @@ class Device(ConfigSpace, metaclass=_Checked):
         self.negotiated(features)
         self._driver_features = int(features)
 
+    @property
+    def has_state(self) -> bool:
+        """Whether `save_state` is overridden."""
+        return type(self).save_state is not Device.save_state
+
     def on_translation_miss(self, resolve: Callable[[int, TranslationMiss], None] | None) -> None:
         """The transport's way to learn of guest memory without a mapping (queue index, what is
         missing); `retry_queue` continues once it is mapped."""
@@ -296,6 +312,11 @@ class Device(ConfigSpace, metaclass=_Checked):
         if runner := self._runners.get(index):
             runner.enable(enabled)
             self._mark_live(index, enabled)
+
+    def drain_queue(self, index: int) -> Awaitable[object] | None:
+        """See `virtq.transports.base.DrainingDevice`."""
+        runner = self._runners.get(index)
+        return runner.drain() if isinstance(runner, LoopRunner) else None
 
     def stop_queue(self, index: int) -> Position:
         """Raises KeyError for a virtqueue that was not started."""

@@ -151,6 +151,11 @@ class LoopRunner:
         if self._watch is not None:
             self._schedule_turn()
 
+    def drain(self) -> Awaitable[object] | None:
+        """Take nothing more; what is returned is done when every handler is. None if none runs."""
+        self._unwatch()
+        return asyncio.wait(set(self._tasks)) if self._tasks else None
+
     def stop(self) -> Position:
         self._stopped = True
         self._unwatch()

@@ -1,6 +1,7 @@
 """URIs name both ends everywhere, and `connect` and `serve` take one.
 
     vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
+    vhost-user:/run/s?protocol=-STATUS       one whose protocol features are not the usual ones
     vhost-user:/run/disk.sock?reconnect=on   and outlive its back-ends
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
@@ -444,7 +445,7 @@ def serve(device: DeviceSide, uri: str) -> None:
 def serve_all(*devices: tuple[DeviceSide, str]) -> None:
     """`serve` several devices in one process, each at its URI: `serve_all((a, "vhost-user:/a"),
     (b, "vhost-user:/b"))`. If one cannot be served any more, all end, and that is raised."""
-    places = [(device, _socket_path(uri), uri) for device, uri in devices]
+    places = [(device, *_socket(uri), uri) for device, uri in devices]
     asyncio.run(_serve_until_told(places))
 
 
@@ -455,22 +456,24 @@ async def serve_async(
     when drivers can connect. Raises what `serve` raises."""
     from virtq.transports import vhost_user
 
-    path = _socket_path(uri)
+    path, protocol = _socket(uri)
     with _one_line(uri):
-        await vhost_user.serve(device, path, ready=lambda _: ready())
+        await vhost_user.serve(device, path, protocol=protocol, ready=lambda _: ready())
 
 
-def _socket_path(uri: str) -> str:
+def _socket(uri: str) -> tuple[str, str]:
+    """The path of the socket, and how the protocol features differ from the usual ones."""
     parts = Uri.parse(uri)
     if parts.scheme != "vhost-user":
         raise UriError(f"{uri!r}: a device can be served at vhost-user:PATH only")
     if not parts.target:
         raise UriError(f"{uri!r} names no socket")
+    protocol = parts.take("protocol", str, "")
     parts.done()
-    return parts.target
+    return parts.target, protocol
 
 
-async def _serve_until_told(places: Sequence[tuple[DeviceSide, str, str]]) -> None:
+async def _serve_until_told(places: Sequence[tuple[DeviceSide, str, str, str]]) -> None:
     from virtq.transports import vhost_user
 
     loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
@@ -488,9 +491,9 @@ async def _serve_until_told(places: Sequence[tuple[DeviceSide, str, str]]) -> No
         if told:
             backend.close()
 
-    async def serve_one(device: DeviceSide, path: str, uri: str) -> None:
+    async def serve_one(device: DeviceSide, path: str, protocol: str, uri: str) -> None:
         with _one_line(uri):
-            await vhost_user.serve(device, path, ready=ready)
+            await vhost_user.serve(device, path, protocol=protocol, ready=ready)
 
     # Signals are the main thread's; who serves in another one ends that in another way.
     with contextlib.suppress(RuntimeError, ValueError):

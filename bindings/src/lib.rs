@@ -12,6 +12,7 @@ mod pump;
 mod queue;
 mod queue_load;
 mod serve;
+mod userfault;
 
 use pyo3::prelude::*;
 use pyo3::types::IntoPyDict;
@@ -27,7 +28,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     memory::register(module)?;
     net::register(module)?;
     queue::register(module)?;
-    queue_load::register(module)
+    queue_load::register(module)?;
+    userfault::register(module)
 }
 
 /// A new class made by `collections.namedtuple`.

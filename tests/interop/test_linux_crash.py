@@ -11,9 +11,10 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -154,6 +155,10 @@ def test_a_guest_does_not_notice_that_its_back_end_is_killed(
         assert region == expected * (len(region) // 16), (writer, last)
 
 
+def _at_least(seen: Callable[[], int], count: int) -> bool:
+    return seen() >= count
+
+
 def offer_of(kind: RingKind) -> str:
     """What a driver is ready to accept, so that it comes to this kind."""
     sign = {True: "+", False: "-"}
@@ -189,7 +194,9 @@ def test_our_driver_goes_on_with_the_next_back_end(
             def kill_often() -> None:
                 for count in range(kills):
                     # Some are killed while they are told everything, most afterwards.
-                    nursery.await_that(lambda count=count: front.reconnects >= count, "it goes on")
+                    nursery.await_that(
+                        partial(_at_least, lambda: front.reconnects, count), "it goes on"
+                    )
                     time.sleep(chance.uniform(0.0, 0.03))
                     nursery.kill()
                     nursery.start()
@@ -258,7 +265,7 @@ def test_front_ends_that_are_killed_leave_the_next_one_a_disk(tmp_path: Path) ->
         Nursery(*life(0)) as nursery,
     ):
         for number in range(1, kills + 1):
-            nursery.await_that(lambda number=number: journal.lives >= number, "a driver comes")
+            nursery.await_that(partial(_at_least, lambda: journal.lives, number), "a driver comes")
             time.sleep(dice.uniform(0.0, 0.02))
             nursery.kill()
             nursery.start(*life(number))

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 
 from tests.unit.vhost_user.samples import BACK, FRONT
 from tests.unit.vhost_user.support import FakeDevice, RawFront, Served, memfd, no_leaks, open_fds
+from virtq.errors import ConfigError
 from virtq.features import F
+from virtq.transports.vhost_user import postcopy
 from virtq.transports.vhost_user.messages import (
     BACK_MESSAGES,
     FRONT_MESSAGES,
@@ -39,6 +41,7 @@ from virtq.transports.vhost_user.wire import (
     REPLY,
     U64,
     Config,
+    DeviceState,
     Iotlb,
     LogBase,
     Payload,
@@ -69,7 +72,7 @@ class Piece(NamedTuple):
 
 
 MEMORIES = tuple(f"memory {seed}" for seed in range(8))
-KINDS = ("event", *MEMORIES, "socket", "pipe", "null")
+KINDS = ("event", *MEMORIES, "socket", "pipe", "writer", "null")
 descriptors = st.lists(st.sampled_from(KINDS), max_size=4).map(tuple)
 
 
@@ -85,6 +88,8 @@ def open_kind(kind: str) -> list[int]:
         return [end.detach() for end in socket.socketpair()]
     if kind == "pipe":
         return list(os.pipe())
+    if kind == "writer":
+        return list(os.pipe())[::-1]
     return [os.open("/dev/null", os.O_RDWR)]
 
 
@@ -127,6 +132,24 @@ def loose_messages(draw: st.DrawFn) -> Piece:
 
 # ---------------------------------------------------------------- nearly right
 
+PROTOCOL = int(
+    P.MQ
+    | P.LOG_SHMFD
+    | P.REPLY_ACK
+    | P.BACKEND_REQ
+    | P.PAGEFAULT
+    | P.CONFIG
+    | P.BACKEND_SEND_FD
+    | P.RESET_DEVICE
+    | P.INBAND_NOTIFICATIONS
+    | P.CONFIGURE_MEM_SLOTS
+    | P.STATUS
+    | P.DEVICE_STATE
+)
+if not postcopy.is_possible():
+    PROTOCOL &= ~P.PAGEFAULT
+"""All that the back-end here offers, and so what nearly right sessions negotiate."""
+
 rings = st.sampled_from([0] * 6 + [1, 1, 2, 255])
 quads = st.one_of(
     st.sampled_from([0, 1, 0x1000, MEMORY - 16, MEMORY, 2**63, 2**64 - 1]),
@@ -160,7 +183,7 @@ feature_words = st.sampled_from(
 
 PAYLOADS: dict[Front, st.SearchStrategy[Payload | None]] = {
     Front.SET_FEATURES: feature_words,
-    Front.SET_PROTOCOL_FEATURES: st.sampled_from([U64(0x1A62B), U64(8), U64(0)]),
+    Front.SET_PROTOCOL_FEATURES: st.sampled_from([U64(PROTOCOL), U64(0x1A62B), U64(8), U64(0)]),
     Front.SET_MEM_TABLE: st.lists(regions, max_size=3).map(lambda r: RegionTable(tuple(r))),
     Front.SET_LOG_BASE: st.builds(LogBase, quads, quads),
     Front.SET_VRING_NUM: states,
@@ -179,6 +202,14 @@ PAYLOADS: dict[Front, st.SearchStrategy[Payload | None]] = {
     Front.ADD_MEM_REG: regions,
     Front.REM_MEM_REG: regions,
     Front.SET_STATUS: st.integers(0, 300).map(U64),
+    Front.VRING_KICK: st.builds(VringState, rings, st.sampled_from([0, 0, 0, 1])),
+    Front.SET_DEVICE_STATE_FD: st.builds(
+        DeviceState, st.sampled_from([0, 0, 1, 1, 2]), st.sampled_from([0, 0, 0, 1])
+    ),
+    Front.CHECK_DEVICE_STATE: st.none(),
+    Front.POSTCOPY_ADVISE: st.none(),
+    Front.POSTCOPY_LISTEN: st.none(),
+    Front.POSTCOPY_END: st.none(),
 }
 _SHARES_MEMORY = (
     Front.SET_MEM_TABLE,
@@ -196,6 +227,8 @@ def plausible_messages(draw: st.DrawFn) -> Piece:
     payload = draw(PAYLOADS[code]) if code in PAYLOADS else FRONT[code].payload
     count = message.fds.bounds(payload)[1]
     kind = "socket" if code is Front.SET_BACKEND_REQ_FD else "event"
+    if code is Front.SET_DEVICE_STATE_FD:
+        kind = draw(st.sampled_from(["writer", "pipe", "socket"]))
     if code in _SHARES_MEMORY:
         kind = draw(st.sampled_from(MEMORIES))
     fds = (kind,) * count
@@ -205,12 +238,30 @@ def plausible_messages(draw: st.DrawFn) -> Piece:
     return Piece(pack_message(code, draw(st.sampled_from([0] + [NEED_REPLY] * 9)), body), fds)
 
 
+CONFIRMED = [
+    Piece(pack_message(code, 0, bytes(8))) for code in (Front.SET_MEM_TABLE, Front.ADD_MEM_REG)
+]
+"""What confirms in postcopy that the answer with the regions' addresses has arrived."""
+
+
+def postcopy_session(memory: str) -> list[Piece]:
+    """A right session begins like this when memory has yet to arrive."""
+    table = RegionTable((Region(0, MEMORY, USER, 0),))
+    body = FRONT_MESSAGES[Front.SET_MEM_TABLE].payload.build("", table)
+    return [
+        Piece(pack_message(Front.SET_PROTOCOL_FEATURES, 0, PROTOCOL.to_bytes(8, "little"))),
+        Piece(pack_message(Front.POSTCOPY_ADVISE, 0, b"")),
+        Piece(pack_message(Front.POSTCOPY_LISTEN, 0, b"")),
+        Piece(pack_message(Front.SET_MEM_TABLE, 0, body), (memory,)),
+    ]
+
+
 def right_session(features: int, memory: str) -> list[Piece]:
     """A session that starts a ring."""
     origin = 0 if features & F.ACCESS_PLATFORM else USER
     address = VringAddress(0, 0, origin, origin + USED, origin + AVAILABLE, 0)
     requests: list[tuple[Front, Payload, tuple[str, ...]]] = [
-        (Front.SET_PROTOCOL_FEATURES, U64(0x1A62B), ()),
+        (Front.SET_PROTOCOL_FEATURES, U64(PROTOCOL), ()),
         (Front.SET_FEATURES, U64(features), ()),
         (Front.SET_MEM_TABLE, RegionTable((Region(0, MEMORY, USER, 0),)), (memory,)),
         (Front.SET_VRING_NUM, VringState(0, 16), ()),
@@ -235,7 +286,10 @@ def sessions(draw: st.DrawFn) -> list[Piece]:
     pieces = right_session(F.VERSION_1 | PROTOCOL_FEATURES | features, memory)
     if draw(st.booleans()):
         pieces = pieces[: draw(st.integers(0, len(pieces)))]
-    pieces += draw(st.lists(plausible_messages(), max_size=25))
+    elif draw(st.integers(0, 3)) == 3:
+        pieces = [*postcopy_session(memory), draw(st.sampled_from(CONFIRMED)), *pieces[3:]]
+    follow = st.one_of(plausible_messages(), plausible_messages(), st.sampled_from(CONFIRMED))
+    pieces += draw(st.lists(follow, max_size=25))
     return pieces + draw(st.lists(st.one_of(noise, loose_messages()), max_size=2))
 
 
@@ -309,15 +363,28 @@ def test_into_a_requester(pieces: list[Piece], asked: list[Front]) -> None:
 # ---------------------------------------------------------------- a back-end
 
 
+class Stateful(FakeDevice):
+    """One that has something to save: more than a pipe holds."""
+
+    has_state = True
+
+    def save_state(self) -> bytes:
+        return bytes(1 << 18)
+
+    def load_state(self, state: bytes) -> None:
+        if len(state) % 2:
+            raise ConfigError("an odd state")
+
+
 @pytest.fixture(scope="module")
 def device() -> FakeDevice:
-    return FakeDevice()
+    return Stateful()
 
 
 @pytest.fixture(scope="module")
 def served(device: FakeDevice, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("bytes") / "s"
-    with no_leaks(), Served(device, str(path)) as served:
+    with no_leaks(), Served(device, str(path), "+INBAND_NOTIFICATIONS") as served:
         yield served
 
 

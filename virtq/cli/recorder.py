@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from virtq._core import DeviceQueue, Position, TranslationMiss
@@ -101,3 +101,16 @@ class Recorder:
 
     def retry_queue(self, index: int) -> None:
         self.device.retry_queue(index)
+
+    def drain_queue(self, index: int) -> Awaitable[object] | None:
+        return self.device.drain_queue(index)
+
+    @property
+    def has_state(self) -> bool:
+        return self.device.has_state
+
+    def save_state(self) -> bytes:
+        return self.device.save_state()
+
+    def load_state(self, state: bytes) -> None:
+        self.device.load_state(state)

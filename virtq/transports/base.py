@@ -5,7 +5,7 @@ A transport knows neither device types nor drivers; a device or driver knows no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from virtq._core import DeviceQueue, Memory, Position, TranslationMiss
@@ -118,6 +118,36 @@ class QueueEnd(Protocol):
     def call_fd(self) -> int | None: ...
     def set_kick(self, fd: int | None) -> None: ...
     def set_call(self, fd: int | None) -> None: ...
+
+
+@runtime_checkable
+class DrainingDevice(Protocol):
+    """What a device has besides `DeviceSide` if it may hold buffers for longer than a call."""
+
+    def drain_queue(self, index: int) -> Awaitable[object] | None:
+        """Take nothing more from a virtqueue, which is about to be stopped; what is returned is
+        done when all that was taken is finished. None: it is already."""
+        ...
+
+
+@runtime_checkable
+class StatefulDevice(Protocol):
+    """What a device has besides `DeviceSide` if it knows more than its rings, its configuration
+    space and its storage tell, and another back-end is to go on with it (live migration)."""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is anything to save; a transport offers no transfer otherwise."""
+        ...
+
+    def save_state(self) -> bytes:
+        """Everything; all virtqueues are stopped."""
+        ...
+
+    def load_state(self, state: bytes) -> None:
+        """Go on with what another back-end's `save_state` returned. Raises ConfigError or
+        ValueError if it makes no sense; nothing has changed then."""
+        ...
 
 
 @runtime_checkable

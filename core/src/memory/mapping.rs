@@ -93,6 +93,11 @@ impl Mapping {
         self.len
     }
 
+    /// The whole pages that it takes: address and size in bytes.
+    pub(super) fn pages(&self) -> (usize, usize) {
+        (self.base as usize, self.mapped)
+    }
+
     /// Our own descriptor of the file.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -15,6 +15,7 @@ mod log;
 mod mapping;
 mod region;
 mod sigbus;
+mod userfault;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use iotlb::{Iotlb, MAX_TRANSLATIONS};
 pub use log::{DirtyLog, LOG_PAGE_BYTES};
 pub use mapping::Mapping;
 pub use region::{MAX_REGIONS, Region};
+pub use userfault::Userfault;
 
 use region::Table;
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import Any, Protocol, Self
 
-from tests.unit.vhost_user.support import Served, eventfd, memfd
+from tests.unit.vhost_user.support import RawFront, eventfd, memfd
 from virtq._core import DriverQueue, Memory
 from virtq.features import F
 from virtq.transports.vhost_user import channel
@@ -31,10 +31,16 @@ ALL = (
 PLAIN = F.VERSION_1 | PROTOCOL_FEATURES
 
 
+class Connects(Protocol):
+    """A back-end, wherever it is."""
+
+    def connect(self) -> RawFront: ...
+
+
 class RightFront:
     """Connects, and negotiates the features given; the rest comes step by step."""
 
-    def __init__(self, served: Served, features: int = PLAIN, protocol: int = ALL) -> None:
+    def __init__(self, served: Connects, features: int = PLAIN, protocol: int = ALL) -> None:
         self.raw = served.connect()
         self.features = features
         self.fd = memfd(SIZE)
@@ -128,7 +134,7 @@ class RightFront:
         if self.other is not None:
             self.other.close()
 
-    def __enter__(self) -> RightFront:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

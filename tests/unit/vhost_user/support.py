@@ -133,9 +133,9 @@ class Untranslated(FakeDevice):
 class Served:
     """A device served in a thread with a loop of its own, from a listening socket."""
 
-    def __init__(self, device: DeviceSide, path: str) -> None:
+    def __init__(self, device: DeviceSide, path: str, protocol: str = "") -> None:
         self.path = path
-        self.backend = Backend(device, name="test")
+        self.backend = Backend(device, name="test", protocol=protocol)
         self._listener = channel.listen(path)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -42,7 +42,8 @@ def test_what_a_back_end_tells(served: Served, device: FakeDevice) -> None:
     assert front.read_config(0, 0) == b""
     assert front.protocol_features == (
         P.MQ | P.REPLY_ACK | P.BACKEND_REQ | P.CONFIG
-        | P.RESET_DEVICE | P.CONFIGURE_MEM_SLOTS | P.STATUS | P.INFLIGHT_SHMFD
+        | P.INFLIGHT_SHMFD | P.GET_VRING_BASE_INFLIGHT
+        | P.RESET_DEVICE | P.CONFIGURE_MEM_SLOTS | P.STATUS
     )  # fmt: skip
     assert front.offered_protocol_features == session.offered_protocol_features(device)
     front.check()

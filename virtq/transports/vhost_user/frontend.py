@@ -21,9 +21,10 @@ from virtq._core import Memory, Position
 from virtq.errors import ConfigError, FeatureError, PeerGone, TransportError
 from virtq.features import F
 from virtq.transports.base import QueueEnd
-from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user import channel, state
 from virtq.transports.vhost_user.exchange import Exchange, Refused
 from virtq.transports.vhost_user.fds import close_fd
+from virtq.transports.vhost_user.inband import FrontKicks, new_event
 from virtq.transports.vhost_user.inflight import KeptRegion
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
@@ -71,7 +72,9 @@ WANTED = (
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
+    | P.DEVICE_STATE
     | P.INFLIGHT_SHMFD
+    | P.GET_VRING_BASE_INFLIGHT
 )
 """Protocol features that the front-end takes where they are offered."""
 
@@ -144,8 +147,11 @@ class Frontend:
         self._queue_sizes: dict[int, int] = {}
         self._shared: set[Region]
         self._status = 0
+        self._queue_count = 0
+        self._events_lock = threading.Lock()
         self._config_size: int | None = None
         self._other: OtherChannel | None = None
+        self._kicks: FrontKicks | None = None
         self._begin(channel.connect(where, timeout_s) if isinstance(where, str) else where)
         try:
             self._memory = Memory.allocate(memory_size, GUEST_BASE)
@@ -175,6 +181,8 @@ class Frontend:
             queues = min(reported, MAX_QUEUES)
         if negotiation.has(P.BACKEND_REQ):
             self._open_other()
+        if negotiation.has(P.INBAND_NOTIFICATIONS) and self._kicks is None:
+            self._kicks = FrontKicks(self._kick_inband, self._name)
         self._exchange.tell(Front.SET_OWNER)
         return queues
 
@@ -332,6 +340,17 @@ class Frontend:
         """`callback` is called in the thread of the other channel."""
         self._callback = callback
 
+    # ------------------------------------------------------------ the device's own state
+
+    def save_state(self, timeout_s: float = TIMEOUT_S) -> bytes:
+        """What the device knows beside its rings, for another back-end to go on with; no virtqueue
+        is enabled. Raises TransportError, ProtocolError without DEVICE_STATE."""
+        return state.save(self._exchange, timeout_s)
+
+    def load_state(self, saved: bytes, timeout_s: float = TIMEOUT_S) -> None:
+        """Have the device go on with what `save_state` returned elsewhere. Raises as it does."""
+        state.load(self._exchange, saved, timeout_s)
+
     # ------------------------------------------------------------ virtqueues
 
     def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
@@ -340,7 +359,8 @@ class Frontend:
         index = queue.index
         if index in self._enabled:
             raise ValueError(f"{self._name}: queue {index} is enabled already")
-        kick, call, err = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3))
+        call, err = new_event(), new_event()
+        kick = new_event() if self._kicks is None else self._kicks.add(index)
         try:
             queue.set_call(call)
             queue.set_kick(kick)
@@ -354,12 +374,14 @@ class Frontend:
         try:
             with self._exchange.lock:
                 self._keep_track(queue)
+                # From the first message on the back-end may notify.
+                self._enabled[index] = enabled
                 self._set_up(enabled, start)
                 self._exchange.settle()
         except BaseException:
-            os.close(err)
+            self._enabled.pop(index, None)
+            self._forget(enabled)
             raise
-        self._enabled[index] = enabled
 
     def _set_up(self, enabled: _Enabled, start: Position) -> None:
         """Tell the back-end all about a ring, and that it may begin."""
@@ -371,12 +393,22 @@ class Frontend:
         self._exchange.tell(Front.SET_VRING_BASE, VringState(index, base))
         desc, driver, used = map(self._ring_address, enabled.areas)
         self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
+        self._connect_events(enabled)
+        self._enable(index, True)
+
+    def _connect_events(self, enabled: _Enabled) -> None:
+        queue = enabled.queue
+        index = queue.index
+        if self._kicks is not None:
+            if self._negotiation.has(P.INBAND_NOTIFICATIONS):
+                self._exchange.tell(Front.VRING_KICK, VringState(index, 0))  # starts the ring
+                return
+            self._kicks.remove(index)  # it was another back-end that had messages
         assert queue.call_fd is not None
         assert queue.kick_fd is not None
         self._exchange.tell(Front.SET_VRING_CALL, U64(index), [queue.call_fd])
         self._exchange.tell(Front.SET_VRING_ERR, U64(index), [enabled.err])
         self._exchange.tell(Front.SET_VRING_KICK, U64(index), [queue.kick_fd])
-        self._enable(index, True)
 
     def _keep_track(self, queue: QueueEnd) -> None:
         """Before the first ring: a region for what is in flight, if it is wanted and can be had."""
@@ -406,6 +438,11 @@ class Frontend:
                 return region.user_addr + guest_addr - region.guest_addr
         raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
 
+    def _kick_inband(self, index: int) -> None:
+        with self._exchange.lock:
+            if index in self._enabled:
+                self._exchange.tell(Front.VRING_KICK, VringState(index, 0))
+
     def _enable(self, index: int, enabled: bool) -> None:
         if (self._negotiation.features or 0) & PROTOCOL_FEATURES:
             self._exchange.tell(Front.SET_VRING_ENABLE, VringState(index, int(enabled)))
@@ -415,10 +452,12 @@ class Frontend:
         if index not in self._enabled:
             raise ValueError(f"{self._name}: queue {index} is not enabled")
         with self._exchange.lock:
+            if self._kicks is not None:
+                self._kicks.remove(index)
             self._enable(index, False)
             reply = self._exchange.transact(Front.GET_VRING_BASE, VringState(index, 0))
-        enabled = self._enabled.pop(index)
-        close_fd(enabled.err)
+            enabled = self._enabled.pop(index)
+        self._forget(enabled)
         if self._kept is not None:
             self._kept.clear(index)
         if reply is None or not isinstance(reply.payload, VringState):
@@ -428,6 +467,10 @@ class Frontend:
             return position
         used = int.from_bytes(self._memory.read(enabled.areas[2] + 2, 2), "little")
         return position._replace(used=used)
+
+    def _forget(self, enabled: _Enabled) -> None:
+        with self._events_lock:
+            close_fd(enabled.err)
 
     def queue_error(self, index: int) -> bool:
         """Whether the back-end has signalled an error of this virtqueue since the last call."""
@@ -564,8 +607,11 @@ class Frontend:
         """Let go of the back-end. Harmless when done twice."""
         self._closed = True
         self._end_connection()
+        if self._kicks is not None:
+            self._kicks.close()
+            self._kicks = None
         for enabled in self._enabled.values():
-            close_fd(enabled.err)
+            self._forget(enabled)
         self._enabled.clear()
         self._drop_kept()
 
@@ -582,4 +628,18 @@ class Frontend:
                 return self._translate(payload)
             log.warning("%s: access to %#x failed", self._name, payload.iova)
             return payload.type == IotlbType.ACCESS_FAIL
+        if code in (Back.VRING_CALL, Back.VRING_ERR) and isinstance(payload, VringState):
+            return self._notified(code, payload)
         return False
+
+    def _notified(self, code: Back, payload: VringState) -> bool:
+        """A notification came as a message; one for a ring that has just been stopped is late."""
+        if payload.num or payload.ring >= self._queue_count:
+            return False
+        with self._events_lock:
+            enabled = self._enabled.get(payload.ring)
+            if enabled is not None:
+                event = enabled.queue.call_fd if code is Back.VRING_CALL else enabled.err
+                if event is not None:
+                    channel.signal(event)
+        return True

@@ -22,7 +22,7 @@ _ZEROES = bytes(1 << 16)
 class Answer(NamedTuple):
     """What a request is answered with when descriptors belong to it; they stay the sender's."""
 
-    payload: Inflight
+    payload: Inflight | None
     fds: tuple[int, ...]
 
 

@@ -24,6 +24,7 @@ from virtq.transports.vhost_user.wire import (
     MAX_CONFIG_BYTES,
     U64,
     Config,
+    DeviceState,
     Inflight,
     Iotlb,
     IotlbType,
@@ -109,6 +110,10 @@ class Negotiation:
         if P.INBAND_NOTIFICATIONS in chosen and _INBAND_NEEDS not in chosen:
             missing = _INBAND_NEEDS & ~chosen
             raise ProtocolError(name, "payload", chosen, f"INBAND_NOTIFICATIONS needs {missing}")
+        if P.GET_VRING_BASE_INFLIGHT in chosen and P.INFLIGHT_SHMFD not in chosen:
+            raise ProtocolError(
+                name, "payload", chosen, "GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD"
+            )
 
     def _check_ring(self, name: str, payload: VringState) -> None:
         ring_of(self.rings, name, payload.ring)
@@ -134,6 +139,13 @@ class Negotiation:
         if self.features is None:
             raise ProtocolError(name, "index", index, "no features are set")
 
+    def _check_inband_kick(self, name: str, payload: VringState) -> None:
+        ring = ring_of(self.rings, name, payload.ring)
+        if payload.num:
+            raise ProtocolError(name, "num", payload.num, "reserved, and not 0")
+        if not ring.started:
+            self._check_kick(name, U64(payload.ring))
+
     def _check_enable(self, name: str, payload: VringState) -> None:
         # Only a front-end that has declined the bit must not: QEMU enables before SET_FEATURES.
         self._check_has_protocol(name, payload)
@@ -154,6 +166,15 @@ class Negotiation:
             raise ProtocolError(name, "offset + size", end, f"more than {MAX_CONFIG_BYTES}")
         if payload.flags > CONFIG_LIVE_MIGRATION:
             raise ProtocolError(name, "flags", hex(payload.flags), "neither 0 nor 1")
+
+    def _check_device_state(self, name: str, payload: DeviceState) -> None:
+        if payload.direction > 1:
+            raise ProtocolError(name, "direction", payload.direction, "neither save nor load")
+        if payload.phase:
+            raise ProtocolError(name, "phase", payload.phase, "not that of a stopped device")
+        for ring in self.rings:
+            if ring.started:
+                raise ProtocolError(name, "phase", payload.phase, f"ring {ring.index} is started")
 
     def _check_status(self, name: str, payload: U64) -> None:
         if payload.value > 0xFF:
@@ -198,6 +219,9 @@ class Negotiation:
     def _start(self, payload: U64) -> None:
         self.rings[split_vring_fd("", payload.value)[0]].started = True
 
+    def _start_inband(self, payload: VringState) -> None:
+        self.rings[payload.ring].started = True
+
     def _stop(self, payload: VringState) -> None:
         self.rings[payload.ring].started = False
 
@@ -235,11 +259,12 @@ _CHECKS: Mapping[int, Callable[..., None]] = {
     Front.SET_VRING_ERR: Negotiation._check_vring_fd,
     Front.SET_VRING_ENABLE: Negotiation._check_enable,
     Front.SET_VRING_ENDIAN: Negotiation._check_ring,
-    Front.VRING_KICK: Negotiation._check_ring,
+    Front.VRING_KICK: Negotiation._check_inband_kick,
     Front.IOTLB_MSG: Negotiation._check_iotlb,
     Front.GET_CONFIG: Negotiation._check_config,
     Front.SET_CONFIG: Negotiation._check_config,
     Front.SET_STATUS: Negotiation._check_status,
+    Front.SET_DEVICE_STATE_FD: Negotiation._check_device_state,
     Front.GET_INFLIGHT_FD: Negotiation._check_inflight,
     Front.SET_INFLIGHT_FD: Negotiation._check_set_inflight,
 }
@@ -253,6 +278,7 @@ _APPLIES: Mapping[int, Callable[..., None]] = {
     Front.SET_VRING_ADDR: Negotiation._set_address,
     Front.SET_VRING_BASE: Negotiation._set_base,
     Front.SET_VRING_KICK: Negotiation._start,
+    Front.VRING_KICK: Negotiation._start_inband,
     Front.GET_VRING_BASE: Negotiation._stop,
     Front.SET_VRING_ENABLE: Negotiation._set_enable,
     Front.SET_STATUS: Negotiation._set_status,

@@ -44,6 +44,8 @@ class ProtocolChange(NamedTuple):
         if strange := self.add & ~(usual | UNASKED_FOR):
             raise FeatureError(f"protocol feature {strange.name} cannot be had here")
         changed = (usual | self.add) & ~self.remove
+        if P.INFLIGHT_SHMFD not in changed:
+            changed &= ~P.GET_VRING_BASE_INFLIGHT  # it means nothing without
         if P.INBAND_NOTIFICATIONS in changed and (missing := _INBAND_NEEDS & ~changed):
             raise FeatureError(f"INBAND_NOTIFICATIONS needs {missing.name}")
         return changed

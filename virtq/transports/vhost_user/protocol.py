@@ -239,6 +239,7 @@ class Responder(_Machine):
         super().__init__(name, messages, negotiation)
         self._main = main
         self._open: Request | None = None
+        self._confirming: Message | None = None
 
     def next_request(self) -> Request | Refusal | None:
         """The next request, once it is complete; answer it before asking for another.
@@ -256,7 +257,7 @@ class Responder(_Machine):
     def _next_request(self) -> Request | Refusal | None:
         header = self.inbox.header()
         if header is not None:
-            message = self._look_up(header)
+            message = self._confirmation(header) or self._look_up(header)
             if header.is_reply:
                 raise ProtocolError(message.name, "flags", hex(header.flags), "no reply is due")
             message.payload.check_size(message.name, header.size)
@@ -279,7 +280,19 @@ class Responder(_Machine):
         self._open = request
         return request
 
+    def _confirmation(self, header: Header) -> Message | None:
+        """While one is due: what this header begins, if that is it. It is the answered request once
+        more, with a number; before it, only more requests of that kind may come."""
+        due = self._confirming
+        if due is None:
+            return None
+        if header.request != due.code:
+            raise ProtocolError(due.name, "request", header.request, "its confirmation is due")
+        return due if header.size == NUMBER.largest else None
+
     def _check(self, message: Message, payload: Payload | None) -> None:
+        if message is self._confirming:
+            return
         if self._main:
             self.negotiation.check(message, payload)
         else:
@@ -291,6 +304,9 @@ class Responder(_Machine):
         """The request was carried out; `payload` is its explicit reply, if it has one."""
         self._answered(request)
         message = request.message
+        if message is self._confirming:
+            self._confirming = None
+            return NOTHING
         if self._main:
             self.negotiation.apply(message, request.payload)
         if message.reply is not None:
@@ -299,6 +315,16 @@ class Responder(_Machine):
         if self._acks(request):
             return _pack_reply(message, NUMBER, U64(0))
         return NOTHING
+
+    def echo(self, request: Request, payload: Payload) -> Outgoing:
+        """The request was carried out, and is answered with its own payload, changed (SET_MEM_TABLE
+        and ADD_MEM_REG in postcopy). The front-end will confirm that, as a request of the same code
+        with a number."""
+        self._answered(request)
+        message = request.message
+        self.negotiation.apply(message, request.payload)
+        self._confirming = Message(message.code, NUMBER)
+        return _pack_reply(message, message.payload, payload)
 
     def refuse(self, request: Request, error: Exception) -> Outgoing:
         """The request cannot be carried out, for the reason given.

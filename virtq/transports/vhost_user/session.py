@@ -12,16 +12,18 @@ session. So does any exception that nobody expected: the front-end is let go, th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple, TypeGuard
 
 from virtq.errors import ConfigError, TranslationMiss, TransportError, VirtqError
 from virtq.features import F
-from virtq.transports.base import DeviceSide, TranslatedDevice
-from virtq.transports.vhost_user import channel
+from virtq.transports.base import DeviceSide, DrainingDevice, StatefulDevice, TranslatedDevice
+from virtq.transports.vhost_user import channel, postcopy
+from virtq.transports.vhost_user.asking import Asking
 from virtq.transports.vhost_user.guest import MAX_SLOTS, Guest
+from virtq.transports.vhost_user.inband import BackNotifications, new_event
 from virtq.transports.vhost_user.inflight import Answer, HeldRegion
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
@@ -34,11 +36,20 @@ from virtq.transports.vhost_user.offer import AS_USUAL, ProtocolChange
 from virtq.transports.vhost_user.outbox import Outbox
 from virtq.transports.vhost_user.protocol import BackendProtocol, Outgoing, Refusal, Reply, Request
 from virtq.transports.vhost_user.rings import MAX_QUEUES, split_vring_fd
+from virtq.transports.vhost_user.state import (
+    USE_YOUR_FD,
+    Direction,
+    Loading,
+    Saving,
+    Transfer,
+    check_pipe,
+)
 from virtq.transports.vhost_user.translation import Translations
 from virtq.transports.vhost_user.vrings import RingError, Vrings, reason
 from virtq.transports.vhost_user.wire import (
     U64,
     Config,
+    DeviceState,
     Inflight,
     Iotlb,
     IotlbType,
@@ -59,6 +70,7 @@ OFFERED = (
     | P.BACKEND_REQ
     | P.BACKEND_SEND_FD
     | P.INFLIGHT_SHMFD
+    | P.GET_VRING_BASE_INFLIGHT
     | P.RESET_DEVICE
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
@@ -66,11 +78,16 @@ OFFERED = (
 """Protocol features of every back-end; CONFIG comes with a configuration space. One that a device
 type adds (RARP, MTU) goes here, and its requests into `_HANDLERS`."""
 
+
+class Echo(NamedTuple):
+    """An answer that is the request's own payload, changed; the front-end confirms it."""
+
+    payload: Payload
+
+
 _FEATURES_OK = 8
-_OTHER_CHANNEL_BYTES = 64 * 1024
-"""What may wait for a front-end that does not read its other channel."""
-_OTHER_CHANNEL_REQUESTS = 1024
-"""Requests there that a front-end may leave without their acknowledgement."""
+_DRAIN_S = 2.0
+"""How long a ring that is to be stopped may take to finish what the device holds of it."""
 
 
 def offered_features(device: DeviceSide) -> int:
@@ -83,7 +100,16 @@ def offered_features(device: DeviceSide) -> int:
 
 def offered_protocol_features(device: DeviceSide, change: ProtocolChange = AS_USUAL) -> P:
     """The protocol features that a back-end for this device offers. Raises FeatureError."""
-    return change.apply(OFFERED | (P.CONFIG if device.config_size else P(0)))
+    usual = OFFERED | (P.CONFIG if device.config_size else P(0))
+    if _has_state(device):
+        usual |= P.DEVICE_STATE
+    if postcopy.is_possible():
+        usual |= P.PAGEFAULT
+    return change.apply(usual)
+
+
+def _has_state(device: DeviceSide) -> TypeGuard[StatefulDevice]:
+    return isinstance(device, StatefulDevice) and device.has_state
 
 
 class Session:
@@ -111,9 +137,13 @@ class Session:
         self._vrings = Vrings(
             device, self._guest, self._negotiation, self._missed, name, self._inflight
         )
+        self._inband = BackNotifications(self._notify_inband)
+        self._transfer: Transfer | None = None
+        self._later: asyncio.Future[None] | None = None
+        self._postcopy = postcopy.Postcopy()
+        self._told_events: set[tuple[Back, int]] = set()
         self._outbox = Outbox(sock)
-        self._other: socket.socket | None = None
-        self._other_outbox: Outbox | None = None
+        self._asking = Asking(self._protocol, name, self._acknowledged, self._no_answers)
         self._config_changed = False
         self._features_refused = False
 
@@ -131,13 +161,20 @@ class Session:
             await self._done
         finally:
             self._close()
+            if self._later is not None:
+                await asyncio.wait([self._later])
 
     def _close(self) -> None:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        self._close_other()
+        if self._later is not None:
+            self._later.cancel()
+        self._asking.close()
         clean_ups = (
+            self._postcopy.close,  # first: a data path that waits for a page cannot be stopped
             self._vrings.close,
+            self._inband.close,
+            self._end_transfer,
             self._release_device,
             self._guest.close,
             self._inflight.forget,
@@ -180,9 +217,44 @@ class Session:
                 return
             main.receive(data, fds)
             while (event := main.next_request()) is not None:
+                if (held := self._must_finish(event)) is not None:
+                    self._loop.remove_reader(self._sock)
+                    self._later = asyncio.ensure_future(self._answer_later(event, held))
+                    return
                 self._send(self._answer(event))
         except (BlockingIOError, InterruptedError):
             return
+        except ConnectionError:
+            self._finish()
+        except Exception as error:
+            self._finish(error)
+
+    def _must_finish(self, event: Request | Refusal) -> Awaitable[object] | None:
+        """What has to be waited for before a request is answered: GET_VRING_BASE stops a ring when
+        what the device holds of it is done, unless that is recorded for the next owner."""
+        if not isinstance(event, Request) or not isinstance(event.payload, VringState):
+            return None
+        recorded = self._negotiation.has(P.GET_VRING_BASE_INFLIGHT) and self._inflight.region
+        if event.message.code != Front.GET_VRING_BASE or recorded:
+            return None
+        if not isinstance(self._device, DrainingDevice):
+            return None
+        return self._device.drain_queue(event.payload.ring)
+
+    async def _answer_later(self, event: Request | Refusal, held: Awaitable[object]) -> None:
+        """Nothing more is read from the front-end meanwhile; who leaves is noticed afterwards."""
+        try:
+            await asyncio.wait_for(held, _DRAIN_S)
+        except TimeoutError:
+            log.warning("%s: a ring is stopped with requests unfinished", self._name)
+        except Exception as error:
+            self._finish(error)
+            return
+        if self._done.done():
+            return
+        self._loop.add_reader(self._sock, self._readable)
+        try:
+            self._send(self._answer(event))
         except ConnectionError:
             self._finish()
         except Exception as error:
@@ -223,11 +295,13 @@ class Session:
             except Exception as error:
                 log.exception("%s: %s failed", self._name, event.message.name)
                 return main.refuse(event, error)
+        if isinstance(reply, Echo):
+            return main.echo(event, reply.payload)
         if isinstance(reply, Answer):
             return main.accept(event, reply.payload, reply.fds)
         return main.accept(event, reply)
 
-    def _carry_out(self, request: Request) -> Payload | Answer | None:
+    def _carry_out(self, request: Request) -> Payload | Answer | Echo | None:
         handler = _HANDLERS.get(request.message.code)
         if handler is None:
             name, code = request.message.name, int(request.message.code)
@@ -261,13 +335,44 @@ class Session:
     def _reset_owner(self, request: Request, payload: None) -> None:
         self._vrings.enable_all(False)
 
-    def _set_mem_table(self, request: Request, payload: RegionTable) -> None:
+    def _set_mem_table(self, request: Request, payload: RegionTable | U64) -> Echo | None:
+        if isinstance(payload, U64):
+            self._confirm_memory(payload)
+            return None
         self._guest.set_table(payload.regions, request.fds)
+        if self._postcopy.listening:
+            return Echo(RegionTable(tuple(map(self._locate, payload.regions))))
+        self._vrings.memory_changed()
+        return None
+
+    def _add_mem_reg(self, request: Request, payload: Region | U64) -> Echo | None:
+        if isinstance(payload, U64):
+            self._confirm_memory(payload)
+            return None
+        self._guest.add(payload, request.fds.peek())
+        if self._postcopy.listening:
+            return Echo(self._locate(payload))
+        self._vrings.memory_changed()
+        return None
+
+    def _locate(self, region: Region) -> Region:
+        return self._postcopy.locate(region, self._guest.memory)
+
+    def _confirm_memory(self, payload: U64) -> None:
+        if payload.value:
+            raise TransportError(f"the front-end cannot tell faults ({payload.value:#x})")
+        self._postcopy.register(self._guest.memory)
         self._vrings.memory_changed()
 
-    def _add_mem_reg(self, request: Request, payload: Region) -> None:
-        self._guest.add(payload, request.fds.peek())
-        self._vrings.memory_changed()
+    def _postcopy_advise(self, request: Request, payload: None) -> Answer:
+        return Answer(None, (self._postcopy.advise(self._sock.fileno()),))
+
+    def _postcopy_listen(self, request: Request, payload: None) -> None:
+        self._postcopy.listen(self._guest.memory)
+
+    def _postcopy_end(self, request: Request, payload: None) -> Payload:
+        self._postcopy.end()
+        return U64(0)
 
     def _rem_mem_reg(self, request: Request, payload: Region) -> None:
         self._guest.remove(payload)
@@ -293,14 +398,37 @@ class Session:
 
     def _set_vring_kick(self, request: Request, payload: U64) -> None:
         index, fd = _take_event(request, payload)
-        self._vrings.start(index, fd)
+        self._start(index, fd)
+
+    def _start(self, index: int, kick: int | None) -> None:
+        if self._negotiation.has(P.INBAND_NOTIFICATIONS):
+            self._connect_inband(index)
+        self._vrings.start(index, kick)
         self._tell_config_change()
 
+    def _connect_inband(self, index: int) -> None:
+        """Have a ring notify by messages, where the front-end has told no descriptor for it."""
+        for code, connect in (
+            (Back.VRING_CALL, self._vrings.set_call),
+            (Back.VRING_ERR, self._vrings.set_err),
+        ):
+            if (code, index) not in self._told_events:
+                connect(index, self._inband.event(code, index))
+
+    def _vring_kick(self, request: Request, payload: VringState) -> None:
+        if not self._negotiation.rings[payload.ring].started:
+            self._start(payload.ring, new_event())
+        self._vrings.kick(payload.ring)
+
     def _set_vring_call(self, request: Request, payload: U64) -> None:
-        self._vrings.set_call(*_take_event(request, payload))
+        index, fd = _take_event(request, payload)
+        self._told_events.add((Back.VRING_CALL, index))
+        self._vrings.set_call(index, fd)
 
     def _set_vring_err(self, request: Request, payload: U64) -> None:
-        self._vrings.set_err(*_take_event(request, payload))
+        index, fd = _take_event(request, payload)
+        self._told_events.add((Back.VRING_ERR, index))
+        self._vrings.set_err(index, fd)
 
     def _set_vring_enable(self, request: Request, payload: VringState) -> None:
         self._vrings.enable(payload.ring, bool(payload.num))
@@ -310,14 +438,10 @@ class Session:
 
     def _set_backend_req_fd(self, request: Request, payload: None) -> None:
         other = channel.adopt(request.fds.peek())
-        self._close_other()
-        self._protocol.reopen_other()
-        self._other = other
         request.fds.take()
-        self._other.setblocking(False)
-        self._other_outbox = Outbox(self._other)
-        self._loop.add_reader(self._other, self._other_readable)
+        self._asking.open(other)
         self._look_again()
+        self._inband.tell_due()
 
     def _iotlb_msg(self, request: Request, payload: Iotlb) -> Payload:
         self._guest.translate(payload)
@@ -348,6 +472,28 @@ class Session:
         end, size = config.offset + config.size, self._device.config_size
         if not config.size or end > size:
             raise ConfigError(f"{config.offset} to {end} of a configuration space of {size} bytes")
+
+    def _set_device_state_fd(self, request: Request, payload: DeviceState) -> Payload:
+        assert _has_state(self._device)
+        self._end_transfer()
+        direction = Direction(payload.direction)
+        check_pipe(request.fds.peek(), direction)
+        kind = Saving if direction is Direction.SAVE else Loading
+        self._transfer = kind(self._device, request.fds.peek(), self._name)
+        request.fds.take()
+        return USE_YOUR_FD
+
+    def _check_device_state(self, request: Request, payload: None) -> Payload:
+        error = "no transfer was begun" if self._transfer is None else self._transfer.result()
+        self._end_transfer()
+        if error is not None:
+            raise TransportError(error)
+        return U64(0)
+
+    def _end_transfer(self) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
 
     def _set_status(self, request: Request, payload: U64) -> None:
         if not payload.value:
@@ -388,13 +534,16 @@ class Session:
             self._translations.miss(miss, index)
         except ProtocolError as error:
             log.warning("%s: the other channel is closed: %s", self._name, str(error))
-            self._close_other()
+            self._asking.close()
 
     def _queue_missed(self, index: int, miss: TranslationMiss) -> None:
         self._missed(miss, index)
 
     def _ask_translation(self, question: Iotlb) -> bool:
-        return self._tell(Back.IOTLB_MSG, question, ack=True)
+        return self._asking.tell(Back.IOTLB_MSG, question, ack=True)
+
+    def _notify_inband(self, code: Back, ring: VringState) -> bool:
+        return self._asking.tell(code, ring, ack=True)
 
     def _notify_config_change(self) -> None:
         self._config_changed = True
@@ -408,68 +557,17 @@ class Session:
             and self._negotiation.has(P.CONFIG | P.BACKEND_REQ)
         ):
             self._config_changed = False
-            self._tell(Back.CONFIG_CHANGE)
-
-    def _tell(self, code: Back, payload: Payload | None = None, *, ack: bool = False) -> bool:
-        if self._other_outbox is None:
-            return False
-        machine = self._protocol.other
-        try:
-            if machine.waiting >= _OTHER_CHANNEL_REQUESTS:
-                raise ProtocolError(code.name, "unacknowledged", machine.waiting, "full")
-            self._other_outbox.put(machine.request(code, payload, ack=ack))
-            self._flush_other()
-        except (ProtocolError, OSError) as error:
-            log.warning("%s: cannot tell %s: %s", self._name, code.name, str(error))
-            self._close_other()
-            return False
-        return True
-
-    def _flush_other(self) -> None:
-        assert self._other is not None
-        assert self._other_outbox is not None
-        if self._other_outbox.flush():
-            self._loop.remove_writer(self._other)
-        elif self._other_outbox.pending_bytes > _OTHER_CHANNEL_BYTES:
-            raise ProtocolError("other channel", "unread", self._other_outbox.pending_bytes, "full")
-        else:
-            self._loop.add_writer(self._other, self._other_writable)
-
-    def _other_writable(self) -> None:
-        try:
-            self._flush_other()
-        except (ProtocolError, OSError):
-            self._close_other()
-
-    def _other_readable(self) -> None:
-        assert self._other is not None
-        machine = self._protocol.other
-        try:
-            data, fds = channel.receive(self._other, machine.wanted)
-            if data:
-                machine.receive(data, fds)
-                while (reply := machine.next_reply()) is not None:
-                    self._acknowledged(reply)
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except (ProtocolError, OSError) as error:
-            log.warning("%s: the other channel is closed: %s", self._name, str(error))
-        self._close_other()
+            self._asking.tell(Back.CONFIG_CHANGE)
 
     def _acknowledged(self, reply: Reply) -> None:
-        with reply.fds:
-            if isinstance(reply.request, Iotlb):
-                self._translations.acknowledged(reply.request, reply.payload == U64(0))
+        if isinstance(reply.request, Iotlb):
+            self._translations.acknowledged(reply.request, reply.payload == U64(0))
+        elif isinstance(reply.request, VringState):
+            self._inband.acknowledged(Back(reply.message.code), reply.request.ring)
 
-    def _close_other(self) -> None:
+    def _no_answers(self) -> None:
         self._translations.forget()
-        if self._other is not None:
-            self._loop.remove_reader(self._other)
-            self._loop.remove_writer(self._other)
-            with contextlib.suppress(OSError):
-                self._other.close()
-            self._other = self._other_outbox = None
+        self._inband.channel_lost()
 
 
 def _level(message: str) -> int:
@@ -488,7 +586,7 @@ def _take_event(request: Request, payload: U64) -> tuple[int, int | None]:
     return index, request.fds.take()
 
 
-_Handler = Callable[..., Payload | Answer | None]
+_Handler = Callable[..., Payload | Answer | Echo | None]
 
 _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_FEATURES: Session._get_features,
@@ -509,6 +607,7 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.SET_PROTOCOL_FEATURES: Session._nothing_to_do,
     Front.GET_QUEUE_NUM: Session._get_queue_num,
     Front.SET_VRING_ENABLE: Session._set_vring_enable,
+    Front.VRING_KICK: Session._vring_kick,
     Front.SET_BACKEND_REQ_FD: Session._set_backend_req_fd,
     Front.IOTLB_MSG: Session._iotlb_msg,
     Front.GET_CONFIG: Session._get_config,
@@ -516,6 +615,11 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.GET_INFLIGHT_FD: Session._get_inflight_fd,
     Front.SET_INFLIGHT_FD: Session._set_inflight_fd,
     Front.RESET_DEVICE: Session._reset_device,
+    Front.SET_DEVICE_STATE_FD: Session._set_device_state_fd,
+    Front.CHECK_DEVICE_STATE: Session._check_device_state,
+    Front.POSTCOPY_ADVISE: Session._postcopy_advise,
+    Front.POSTCOPY_LISTEN: Session._postcopy_listen,
+    Front.POSTCOPY_END: Session._postcopy_end,
     Front.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
     Front.ADD_MEM_REG: Session._add_mem_reg,
     Front.REM_MEM_REG: Session._rem_mem_reg,

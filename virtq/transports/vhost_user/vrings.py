@@ -106,6 +106,11 @@ class Vrings:
         self._forget(served)
         return served.ring.base
 
+    def kick(self, index: int) -> None:
+        """Have the device look at a ring, as its kick descriptor would."""
+        if (kick := self._served[index].kick) is not None:
+            channel.signal(kick)
+
     def set_call(self, index: int, fd: int | None) -> None:
         """`fd` is owned here from now on."""
         served = self._served[index]
