@@ -4,7 +4,6 @@ of: that they do the work and count it."""
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from virtq.bench import blk
 from virtq.bench.blk import DEPTHS, MIXES, PEER, Kind, Served, Shape
 from virtq.bench.measure import BenchError, run_case
 from virtq.bench.peers import storage_daemon
+from virtq.bench.peers.process import Process
 from virtq.errors import PeerGone, TransportError
 
 
@@ -27,7 +27,7 @@ def served(kind: Kind, shape: Shape) -> Iterator[Served]:
         one.close()
 
 
-def process(one: Served) -> subprocess.Popen[bytes]:
+def process(one: Served) -> Process:
     return one._process
 
 
@@ -103,7 +103,6 @@ def test_a_window_counts_what_was_done(kind: Kind, shape: Shape) -> None:
 def test_a_device_that_ends_is_gone() -> None:
     with served(Kind("short", "null", "event"), Shape(4096, 1, 0)) as one:
         process(one).kill()
-        process(one).wait()
         with pytest.raises(PeerGone, match="short ended with status -9"):
             one.window(0.05)
 
