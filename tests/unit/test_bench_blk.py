@@ -68,6 +68,11 @@ def test_targets_are_for_small_requests_and_many(monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchError, match="'swap' is not one of read, write, mixed"):
         blk.cases(against=False, mixes=["swap"])
+    for size in (0, 1000, 256 << 10):
+        with pytest.raises(BenchError, match=f"a request of {size} bytes"):
+            blk.cases(against=False, blocks_bytes=[4096, size])
+    with pytest.raises(BenchError, match="257 requests in flight are not 1 to 256"):
+        blk.cases(against=False, depths=[257])
     monkeypatch.setattr(storage_daemon, "is_installed", lambda: False)
     with pytest.raises(BenchError, match="qemu-storage-daemon is not installed"):
         blk.cases()

@@ -232,7 +232,7 @@ def test_options_that_make_no_sense(wrong: dict[str, Any], message: str) -> None
 
 
 def test_queues_that_cannot_be_loaded() -> None:
-    sectors = {"capacity_sectors": DISK_BYTES // SECTOR}
+    sectors: dict[str, Any] = {"capacity_sectors": DISK_BYTES // SECTOR}
     with rig(memory_disk(), enabled=False) as one:
         with pytest.raises(ValueError, match="queues is empty"):
             BlkLoad(one.memory, ARENA, [], **sectors)

@@ -24,8 +24,9 @@ from virtq._core import BlkLoad
 from virtq.bench.measure import BenchError, Case, Contender, Target, Window
 from virtq.bench.peers import storage_daemon
 from virtq.bench.peers.process import Process
-from virtq.drivers.blk import BlkDriver
+from virtq.drivers.blk import CHUNK_BYTES, BlkDriver
 from virtq.errors import PeerGone, RequestError, TransportError
+from virtq.wire.blk import SECTOR_BYTES
 
 DISK_BYTES = 64 << 20
 """Of a disk in memory or in a file: more than the caches near a processor hold."""
@@ -233,6 +234,13 @@ def cases(
     for mix in mixes:
         if mix not in MIXES:
             raise BenchError(f"{mix!r} is not one of {', '.join(MIXES)}")
+    for size in blocks_bytes:
+        if not 0 < size <= CHUNK_BYTES or size % SECTOR_BYTES:
+            whole = f"whole sectors of {SECTOR_BYTES}, up to {CHUNK_BYTES} bytes"
+            raise BenchError(f"a request of {size} bytes is not made of {whole}")
+    for depth in depths:
+        if not 0 < depth <= QUEUE_SIZE:
+            raise BenchError(f"{depth} requests in flight are not 1 to {QUEUE_SIZE}")
     if quick:
         depths = [depth for depth in depths if depth in (1, DEEP)] or depths[:1]
         blocks_bytes, mixes = blocks_bytes[:1], mixes[:2]
