@@ -4,7 +4,6 @@ of: that they do the work and count it."""
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from virtq.bench import blk
 from virtq.bench.blk import DEPTHS, MIXES, PEER, Kind, Served, Shape
 from virtq.bench.measure import BenchError, run_case
 from virtq.bench.peers import storage_daemon
+from virtq.bench.peers.process import Process
 from virtq.errors import PeerGone, TransportError
 
 
@@ -27,7 +27,7 @@ def served(kind: Kind, shape: Shape) -> Iterator[Served]:
         one.close()
 
 
-def process(one: Served) -> subprocess.Popen[bytes]:
+def process(one: Served) -> Process:
     return one._process
 
 
@@ -68,6 +68,11 @@ def test_targets_are_for_small_requests_and_many(monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchError, match="'swap' is not one of read, write, mixed"):
         blk.cases(against=False, mixes=["swap"])
+    for size in (0, 1000, 256 << 10):
+        with pytest.raises(BenchError, match=f"a request of {size} bytes"):
+            blk.cases(against=False, blocks_bytes=[4096, size])
+    with pytest.raises(BenchError, match="257 requests in flight are not 1 to 256"):
+        blk.cases(against=False, depths=[257])
     monkeypatch.setattr(storage_daemon, "is_installed", lambda: False)
     with pytest.raises(BenchError, match="qemu-storage-daemon is not installed"):
         blk.cases()
@@ -103,7 +108,6 @@ def test_a_window_counts_what_was_done(kind: Kind, shape: Shape) -> None:
 def test_a_device_that_ends_is_gone() -> None:
     with served(Kind("short", "null", "event"), Shape(4096, 1, 0)) as one:
         process(one).kill()
-        process(one).wait()
         with pytest.raises(PeerGone, match="short ended with status -9"):
             one.window(0.05)
 
