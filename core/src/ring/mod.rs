@@ -154,6 +154,8 @@ pub trait DeviceHalf {
     fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError>;
     /// Whether a buffer is taken and neither done nor put back.
     fn is_taken(&self, token: Token) -> bool;
+    /// Fault injection: write the next used entry with identifier and length exclusive-ored.
+    fn spoil_next_used(&mut self, id: u16, written: u32);
     /// Publish what may leave; returns (buffers, used entries written).
     fn flush(&mut self) -> Result<(usize, usize), QueueError>;
     /// Whether the driver wants a notification for what was published since the last question.
@@ -178,8 +180,6 @@ pub trait DeviceHalf {
     fn set_broken(&mut self, fault: Fault);
     /// One used entry per buffer, for peers that need it.
     fn set_merge(&mut self, merge: bool);
-    /// Fault injection: write the next used entry with identifier and length exclusive-ored.
-    fn spoil_next_used(&mut self, id: u16, written: u32);
 }
 
 /// The driver half of a virtqueue, whatever its layout and order.

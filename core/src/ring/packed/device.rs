@@ -202,6 +202,10 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         self.taken.is_taken(token)
     }
 
+    fn spoil_next_used(&mut self, id: u16, written: u32) {
+        self.common.spoil = Some((id, written));
+    }
+
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
         let Some(first) = self.taken.next_used(self.merge) else {
@@ -299,9 +303,5 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
-    }
-
-    fn spoil_next_used(&mut self, id: u16, written: u32) {
-        self.common.spoil = Some((id, written));
     }
 }

@@ -196,6 +196,10 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         self.taken.is_taken(token)
     }
 
+    fn spoil_next_used(&mut self, id: u16, written: u32) {
+        self.common.spoil = Some((id, written));
+    }
+
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
         let first = self.next_used;
@@ -289,9 +293,5 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
-    }
-
-    fn spoil_next_used(&mut self, id: u16, written: u32) {
-        self.common.spoil = Some((id, written));
     }
 }
