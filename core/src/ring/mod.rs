@@ -202,6 +202,8 @@ pub trait DeviceHalf {
     fn complete(&mut self, token: Token, written: u32) -> Result<(), QueueError>;
     /// Whether a buffer is taken and neither done nor put back.
     fn is_taken(&self, token: Token) -> bool;
+    /// Fault injection: write the next used entry with identifier and length exclusive-ored.
+    fn spoil_next_used(&mut self, id: u16, written: u32);
     /// Publish what may leave; returns (buffers, used entries written).
     fn flush(&mut self) -> Result<(usize, usize), QueueError>;
     /// Look at up to `max` plain buffers that are available next, all device-writable or all
@@ -233,8 +235,6 @@ pub trait DeviceHalf {
     fn set_broken(&mut self, fault: Fault);
     /// One used entry per buffer, for peers that need it.
     fn set_merge(&mut self, merge: bool);
-    /// Fault injection: write the next used entry with identifier and length exclusive-ored.
-    fn spoil_next_used(&mut self, id: u16, written: u32);
     /// From now on write down what is taken, and first of all take again what a device half before
     /// us had taken, by what it wrote down. Only before anything was taken.
     fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError>;

@@ -241,6 +241,10 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         self.taken.is_taken(token)
     }
 
+    fn spoil_next_used(&mut self, id: u16, written: u32) {
+        self.common.spoil = Some((id, written));
+    }
+
     fn flush(&mut self) -> Result<(usize, usize), QueueError> {
         self.common.check()?;
         if self.log.is_some() {
@@ -409,10 +413,6 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
 
     fn set_merge(&mut self, merge: bool) {
         self.merge = merge;
-    }
-
-    fn spoil_next_used(&mut self, id: u16, written: u32) {
-        self.common.spoil = Some((id, written));
     }
 
     fn attach_inflight(&mut self, part: Part) -> Result<(), QueueError> {
