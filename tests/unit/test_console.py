@@ -145,7 +145,7 @@ def test_one_console(kind: RingKind, multiport: bool) -> None:
         assert console.has(ConsoleFeature.MULTIPORT) == multiport
         assert len(console.queues) == (4 if multiport else 2)
         port = console.open(0)
-        assert port.is_console
+        assert eventually(lambda: port.is_console)
         assert console.size == (80, 25)
         end.outside.sendall(b"typed")
         assert port.read_exactly(5) == b"typed"
