@@ -14,8 +14,8 @@ from virtq.bench import blk
 from virtq.bench.blk import DEPTHS, MIXES, PEER, Kind, Served, Shape
 from virtq.bench.measure import BenchError, run_case
 from virtq.bench.peers import storage_daemon
-from virtq.testing.process import Process
 from virtq.errors import PeerGone, TransportError
+from virtq.testing.process import Process
 
 
 @contextmanager

@@ -23,9 +23,9 @@ import virtq
 from virtq._core import BlkLoad
 from virtq.bench.measure import BenchError, Case, Contender, Target, Window
 from virtq.bench.peers import storage_daemon
-from virtq.testing.process import Process
 from virtq.drivers.blk import CHUNK_BYTES, BlkDriver
 from virtq.errors import PeerGone, RequestError, TransportError
+from virtq.testing.process import Process
 from virtq.wire.blk import SECTOR_BYTES
 
 DISK_BYTES = 64 << 20

@@ -260,6 +260,7 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError> {
         self.common.check()?;
         burst.restart(&self.common.memory, (self.next_avail.slot, self.next_avail.wrap));
+        // What is written down goes by way of `take`.
         if !self.taken.is_empty() || self.log.is_some() {
             return Ok(0);
         }

@@ -276,6 +276,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
     fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError> {
         self.common.check()?;
         burst.restart(&self.common.memory, (self.last_avail, false));
+        // What is written down goes by way of `take`.
         if !self.taken.is_empty() || self.log.is_some() {
             return Ok(0);
         }

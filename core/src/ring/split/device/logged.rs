@@ -19,6 +19,7 @@ impl<O: Order> SplitDevice<O> {
         if let Some(held) = held {
             self.next_used = used;
             self.last_avail = used.wrapping_add(held);
+            self.seen = self.last_avail;
         }
         self.log = Some(Box::new(log));
         Ok(())
@@ -106,6 +107,7 @@ impl<O: Order> SplitDevice<O> {
         if untouched {
             self.last_avail = self.next_used;
         }
+        self.seen = self.last_avail;
         self.position()
     }
 
