@@ -563,7 +563,7 @@ class NetPump:
 class RingLoop:
     """Both halves of a virtqueue at work against each other, on two threads: what a kind of ring is
     worth, with nothing around it. The sender writes every payload, the receiver copies it out,
-    whatever the other half wrote is checked, and one payload of every burst is compared."""
+    whatever the other half wrote is checked, and one payload in 32 is compared."""
 
     def __init__(
         self,
