@@ -3,7 +3,7 @@ notifications. None of it depends on the machine's speed, so a budget that is ex
 regression.
 
 Instructions are counted by valgrind's callgrind, both halves taking turns on one thread. The
-budgets are a sixth or so above what was counted when they were set; `pytest -s` prints what is
+budgets are a seventh or so above what was counted when they were set; `pytest -s` prints what is
 counted now.
 """
 
@@ -67,7 +67,7 @@ def instructions(tmp_path: Path, words: list[str]) -> dict[str, float]:
     out = tmp_path / "callgrind.out"
     counted = run("valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *words)
     shown = subprocess.run(
-        ["callgrind_annotate", "--inclusive=yes", "--threshold=100", str(out)],
+        ["callgrind_annotate", "--inclusive=yes", "--auto=no", "--threshold=100", str(out)],
         check=True,
         capture_output=True,
         text=True,
@@ -84,6 +84,22 @@ def instructions(tmp_path: Path, words: list[str]) -> dict[str, float]:
 
 # Instructions per buffer: (kind, direction, batch) -> (driver, device).
 BUDGET: dict[tuple[RingKind, str, int], tuple[float, float]] = {
+    (RingKind.SPLIT, "send", 1): (550, 520),
+    (RingKind.SPLIT, "send", 32): (215, 170),
+    (RingKind.SPLIT, "receive", 1): (780, 480),
+    (RingKind.SPLIT, "receive", 32): (260, 160),
+    (RingKind.SPLIT_IN_ORDER, "send", 1): (645, 515),
+    (RingKind.SPLIT_IN_ORDER, "send", 32): (115, 125),
+    (RingKind.SPLIT_IN_ORDER, "receive", 1): (880, 485),
+    (RingKind.SPLIT_IN_ORDER, "receive", 32): (160, 130),
+    (RingKind.PACKED, "send", 1): (620, 550),
+    (RingKind.PACKED, "send", 32): (260, 195),
+    (RingKind.PACKED, "receive", 1): (830, 515),
+    (RingKind.PACKED, "receive", 32): (305, 185),
+    (RingKind.PACKED_IN_ORDER, "send", 1): (740, 555),
+    (RingKind.PACKED_IN_ORDER, "send", 32): (130, 140),
+    (RingKind.PACKED_IN_ORDER, "receive", 1): (940, 525),
+    (RingKind.PACKED_IN_ORDER, "receive", 32): (175, 140),
 }
 
 
@@ -103,7 +119,9 @@ def test_instructions_per_buffer(
 def test_used_entries_per_1000_buffers(kind: RingKind, batch: int) -> None:
     counted = run(*arguments(kind, "send", batch))
     per_buffer = counted.used_entries / counted.buffers
-    assert per_buffer == (1 / batch if kind.in_order else 1)
+    # The last ones of a ring may be used and not yet seen by the driver.
+    expected = 1 / batch if kind.in_order else 1
+    assert expected <= per_buffer <= expected * (1 + 256 / counted.buffers)
     assert (counted.kicks, counted.calls) == (0, 0)
 
 
@@ -116,4 +134,5 @@ def test_notifications_per_1000_buffers(kind: RingKind, direction: str, wait: st
     per_1000 = [1000 * count / counted.buffers for count in (counted.kicks, counted.calls)]
     assert all(0 < each <= 32 for each in per_1000)
     if wait == "index":
-        assert all(each <= 8 for each in per_1000)
+        saved = run(*arguments(kind, direction, 32, "event"))
+        assert counted.calls < saved.calls
