@@ -595,9 +595,8 @@ class RingLoop:
 @final
 class NetLoad:
     """The driver's end of a network device under load, without the interpreter: it fills frames,
-    keeps receive buffers posted, copies received frames out, and checks one of every burst. Frames
-    are those of `NetPort.source`; of received ones of other kinds, IPv4 ones are checked by their
-    header."""
+    keeps receive buffers posted, copies received frames out, and checks one in 32. Frames are those
+    of `NetPort.source`; of received ones of other kinds, IPv4 ones are checked by their header."""
 
     def __init__(
         self,
