@@ -682,7 +682,7 @@ class NetPump:
 class RingLoop:
     """Both halves of a virtqueue at work against each other, on two threads: what a kind of ring is
     worth, with nothing around it. The sender writes every payload, the receiver copies it out,
-    whatever the other half wrote is checked, and one payload of every burst is compared."""
+    whatever the other half wrote is checked, and one payload in 32 is compared."""
 
     def __init__(
         self,
@@ -714,9 +714,8 @@ class RingLoop:
 @final
 class NetLoad:
     """The driver's end of a network device under load, without the interpreter: it fills frames,
-    keeps receive buffers posted, copies received frames out, and checks one of every burst. Frames
-    are those of `NetPort.source`; of received ones of other kinds, IPv4 ones are checked by their
-    header."""
+    keeps receive buffers posted, copies received frames out, and checks one in 32. Frames are those
+    of `NetPort.source`; of received ones of other kinds, IPv4 ones are checked by their header."""
 
     def __init__(
         self,

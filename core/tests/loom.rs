@@ -11,7 +11,7 @@ use virtq_core::memory::{Mapping, Memory, Region};
 use virtq_core::order::{AnyOrder, InOrder};
 use virtq_core::ring::packed::{PackedAreas, PackedDevice, PackedDriver};
 use virtq_core::ring::split::{SplitAreas, SplitDevice, SplitDriver};
-use virtq_core::ring::{Batch, DeviceHalf, DriverHalf, Piece, feature};
+use virtq_core::ring::{Batch, Burst, DeviceHalf, DriverHalf, Piece, feature};
 
 const SIZE: u16 = 2;
 const PIECE: [Piece; 1] = [Piece { addr: 0x1000, len: 64 }];
@@ -136,6 +136,32 @@ fn batch_is_seen_whole(mut driver: impl DriverHalf, mut device: impl DeviceHalf 
     assert_eq!(seen, [(0, 64), (1, 5)]);
 }
 
+/// Plain buffers are gathered while they are published, and used while the driver looks.
+fn burst_is_seen_whole(mut driver: impl DriverHalf, mut device: impl DeviceHalf + Send + 'static) {
+    let server = thread::spawn(move || {
+        let mut burst = Burst::new();
+        let gathered = device.gather(2, false, &mut burst).unwrap();
+        for segment in burst.segments() {
+            assert_eq!(
+                (segment.addr, segment.len),
+                (PIECE[0].addr, 64),
+                "seen before it was whole"
+            );
+        }
+        device.retire(&burst, gathered, false).unwrap();
+        gathered
+    });
+    assert_eq!(driver.add_each(&[PIECE[0]; 2], false, 7).unwrap(), 2);
+    driver.publish();
+    let mut reaped = Vec::new();
+    driver.reap(2, &mut reaped).unwrap();
+    let gathered = server.join().unwrap();
+    assert_ne!(gathered, 1, "one publication shows both or none");
+    driver.reap(2, &mut reaped).unwrap();
+    let seen: Vec<_> = reaped.iter().map(|one| one.cookie).collect();
+    assert_eq!(seen, [7, 8][..gathered]);
+}
+
 macro_rules! split {
     ($order:ty, $features:expr, $check:ident) => {{
         let (areas, memory) = (split_areas(), memory());
@@ -174,6 +200,11 @@ macro_rules! tests {
             #[test]
             fn a_chain_is_seen_whole() {
                 loom::model(|| $layout!($order, $features, chain_is_seen_whole));
+            }
+
+            #[test]
+            fn a_burst_is_seen_whole() {
+                loom::model(|| $layout!($order, $features, burst_is_seen_whole));
             }
 
             #[test]

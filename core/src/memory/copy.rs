@@ -90,9 +90,14 @@ pub fn prefetch(at: *const u8) {
 pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
     let chunk = of_words(word);
     let whole = len - len % CHUNK;
-    for at in (0..whole).step_by(CHUNK) {
+    let mut at = 0;
+    while at < whole {
         // SAFETY: valid by contract.
         unsafe { put(into.add(at), chunk) };
+        at += CHUNK;
+    }
+    if whole == len {
+        return;
     }
     let words = [word, word];
     // SAFETY: as above.
@@ -119,8 +124,10 @@ unsafe fn copy_wide(from: *const u8, into: *mut u8, len: usize) {
             }
             return;
         }
-        for at in (0..len - CHUNK).step_by(CHUNK) {
+        let mut at = 0;
+        while at < len - CHUNK {
             put(into.add(at), get(from.add(at)));
+            at += CHUNK;
         }
         let last = len - CHUNK;
         put(into.add(last), get(from.add(last)));

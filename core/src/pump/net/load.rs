@@ -1,7 +1,7 @@
 //! The driver's end of a network device under load: frames out, frames in, as fast as the rings go.
 //!
 //! The frames that it sends are those of a source port (see `SourceLink`), so that whoever receives
-//! them can tell them apart and check them. Of what it receives, one frame of every burst is checked:
+//! them can tell them apart and check them. Of what it receives, one frame in 32 is checked:
 //! such a frame byte for byte, an IPv4 one by its checksum and length.
 
 use std::time::{Duration, Instant};
@@ -220,6 +220,8 @@ struct Receive {
     report: LoadReport,
 }
 
+/// Of so many frames that are received one is checked.
+const SAMPLED: u64 = 32;
 /// As long as it fits, the next copy goes behind the last one.
 const COPIES_BYTES: usize = 4096;
 
@@ -232,7 +234,6 @@ impl Receive {
             prefetch(host);
             prefetch(host.wrapping_add(setup.header_bytes));
         }
-        let mut whole = None;
         for place in 0..got {
             let Reaped { cookie, written } = self.reaped[place];
             let host = self.slab.host(cookie);
@@ -261,11 +262,11 @@ impl Receive {
             if self.left == 0 {
                 self.report.received += 1;
                 self.report.bytes += self.bytes as u64;
-                whole = Some((self.start, self.bytes));
+                // At once: the next packet may be copied over this one.
+                if self.report.received.is_multiple_of(SAMPLED) {
+                    self.verify()?;
+                }
             }
-        }
-        if let Some((start, bytes)) = whole {
-            self.verify(start, bytes)?;
         }
         let room = queue.free();
         if room >= setup.batch {
@@ -286,8 +287,8 @@ impl Receive {
         Ok(count)
     }
 
-    fn verify(&mut self, start: usize, bytes: usize) -> Result<(), LoadError> {
-        match check(&self.copies[start..start + bytes]) {
+    fn verify(&mut self) -> Result<(), LoadError> {
+        match check(&self.copies[self.start..self.start + self.bytes]) {
             Check::Sequence(sequence) if self.sequence.is_none_or(|last| last < sequence) => {
                 self.sequence = Some(sequence);
                 self.report.verified += 1;

@@ -179,6 +179,25 @@ fn transmit_drops_what_is_no_packet() {
 }
 
 #[test]
+fn a_sink_notices_a_frame_that_is_not_what_a_source_makes() {
+    for features in KINDS {
+        let (_, port) = sink(0);
+        let (mut path, counters) = port.transmit(0).unwrap();
+        let mut rig = Rig::new(features);
+        let mut wrong = made(7, 64);
+        wrong[63] ^= 1;
+        for frames in [[made(5, 64), made(6, 64)], [made(7, 64), wrong]] {
+            for frame in frames {
+                rig.send(&frame, 4096);
+            }
+            assert_eq!(path.round(&mut rig.queue, true), Ok(2));
+        }
+        let expected = Tally { packets: 3, bytes: 192, dropped_port_error: 1, ..Tally::default() };
+        assert_eq!(counters.read(), expected);
+    }
+}
+
+#[test]
 fn transmit_discards_while_disabled() {
     let (link, port) = sink(8);
     let (mut path, counters) = port.transmit(0).unwrap();

@@ -1,0 +1,63 @@
+"""The engines behind `virtq bench rings` and `virtq bench net`: what they run, never how fast."""
+
+from __future__ import annotations
+
+import pytest
+
+from virtq.bench import net, rings
+from virtq.bench.measure import BenchError
+from virtq.features import RingKind
+
+
+def test_a_ring_case_has_every_kind_and_counts() -> None:
+    case = rings.case(rings.Shape(direction="both", chain=3, indirect=True, length=100))
+    contenders = case.make()
+    assert [one.name for one in contenders] == [kind.title for kind in RingKind]
+    for contender in contenders:
+        windows = [contender.window(0.005) for _ in range(4)]
+        assert sum(window.work for window in windows) > 0
+        assert set(windows[0].counts) == {"kicks", "calls", "used_entries", "batches", "verified"}
+        contender.close()
+
+
+def test_ring_cases_are_all_combinations() -> None:
+    made = rings.cases(
+        directions=("send", "receive"), batches=(1, 4), chains=(1, 2), indirect=(False, True)
+    )
+    titles = [case.title for case in made]
+    # A chain of one has no indirect form.
+    assert len(titles) == len(set(titles)) == 2 * 2 * 2 * (1 + 2)
+    assert len(rings.cases(quick=True)) < len(made)
+
+
+def test_a_ring_that_cannot_be_is_named() -> None:
+    with pytest.raises(BenchError, match="queue 24"):
+        rings.case(rings.Shape(size=24, batch=8))
+    with pytest.raises(BenchError, match="batch 512"):
+        rings.case(rings.Shape(batch=512))
+
+
+def test_net_cases_say_what_they_compare() -> None:
+    made = net.cases(lengths=(64, 1500))
+    assert len(made) == len(net.OPTION_SETS) * len(net.DIRECTIONS) * 2
+    assert {target.to for case in made for target in case.targets} == {net.DPDK}
+    alone = net.cases(against_dpdk=False)
+    assert all(not case.targets for case in alone)
+    with pytest.raises(BenchError, match="9001"):
+        net.cases(lengths=(9001,))
+    with pytest.raises(BenchError, match="mergeable"):
+        net.cases(lengths=(9000,), options=net.OPTION_SETS[:1])
+
+
+@pytest.mark.parametrize("direction", net.DIRECTIONS)
+def test_our_driver_on_our_device(direction: net.Direction) -> None:
+    options = net.Options(RingKind.PACKED_IN_ORDER, mergeable=True)
+    length = 9000 if direction == "receive" else 64
+    (pair,) = net.contenders(net.Traffic(options, direction, length), [net.OURS])
+    try:
+        windows = [pair.window(0.02) for _ in range(3)]
+    finally:
+        pair.close()
+    assert all(window.work > 0 for window in windows)
+    verified = sum(window.counts["verified"] for window in windows)
+    assert verified > 0 or direction == "send"
