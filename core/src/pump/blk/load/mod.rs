@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SECTOR_BYTES;
+use super::ram::prefetch;
 use super::request::{HEADER_BYTES, kind};
+use super::store::Way;
 use crate::error::QueueError;
 use crate::memory::{Access, Mapping, Memory, copy_from_shared, copy_to_shared};
 use crate::queue::DriverQueue;
@@ -37,6 +39,8 @@ const NO_STATUS: u8 = 0xff;
 pub const BLOCK_BYTES_MAX: u32 = 1 << 24;
 /// How long nothing at all may come back before the device is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of a payload is fetched before it is written.
+const PAYLOAD_BYTES: usize = 4096;
 /// How often a polling load that finds nothing looks at the clock.
 const SPINS_PER_LOOK: u32 = 64;
 
@@ -368,6 +372,13 @@ impl Load {
             while let Some(&slot) = self.free[lane].last() {
                 let Some((block, write)) = self.next(run, now) else { break };
                 self.prepare(slot, block, write, now);
+                if let [.., next, _] = self.free[lane][..]
+                    && write
+                {
+                    // The device has its lines, having read them: they travel while we go on.
+                    let data = self.block(next);
+                    prefetch(Way::Write, data.ptr, data.bytes.min(PAYLOAD_BYTES));
+                }
                 let (readable, writable) = self.pieces(slot);
                 let stored = usize::from(write);
                 queue.add(&readable[..1 + stored], &writable[stored..], slot as u64)?;
