@@ -21,10 +21,11 @@ kernel_suite=trixie-backports
 backports_packages=(qemu-system-x86 qemu-system-common qemu-utils)
 release_packages=(
     chromium dpdk dpdk-dev busybox-static iproute2 kmod cpio xz-utils zstd e2fsprogs
+    valgrind
 )
 programs=(
     chromium qemu-system-x86_64 qemu-storage-daemon qemu-img dpdk-testpmd busybox
-    ip depmod modprobe cpio xz zstd mke2fs
+    ip depmod modprobe cpio xz zstd mke2fs valgrind
 )
 
 # Guest modules: those no test can do without, then those taken when the kernel has them as modules

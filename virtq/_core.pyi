@@ -598,6 +598,7 @@ class NetPump:
         (5.1.4). `wait` as for `BlkPump`.
 
         A receive queue gets one used entry per buffer, also IN_ORDER, as drivers (DPDK) need it.
+        The pumps of a queue pair that poll share one thread.
 
         Raises ValueError for a pair that the port does not have and for another word than those of
         `wait`, OSError if the queue has a pump already."""
@@ -625,7 +626,7 @@ class NetPump:
 class RingLoop:
     """Both halves of a virtqueue at work against each other, on two threads: what a kind of ring is
     worth, with nothing around it. The sender writes every payload, the receiver copies it out,
-    whatever the other half wrote is checked, and one payload of every burst is compared."""
+    whatever the other half wrote is checked, and one payload in 32 is compared."""
 
     def __init__(
         self,

@@ -453,7 +453,7 @@ pub trait Added {
 }
 
 /// Outstanding buffers that follow each other in every way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Run {
     cookie: u64,
     writable: u32,
@@ -463,11 +463,27 @@ struct Run {
     id: u16,
 }
 
+impl Run {
+    /// The how-manieth of the run an identifier names, in a ring of `size` slots.
+    #[inline]
+    fn place_of(&self, id: u32, size: u32) -> Option<u32> {
+        let first = u32::from(self.id);
+        let distance = if id >= first { id - first } else { id + size - first };
+        let slots = u32::from(self.slots);
+        let (place, rest) =
+            if slots <= 1 { (distance, 0) } else { (distance / slots, distance % slots) };
+        (place < self.count.into() && rest == 0).then_some(place)
+    }
+}
+
 /// In order: the free descriptors are a counter, and what is outstanding is a queue of runs. A batch
 /// that is added at once is one of them, however long it is.
 #[derive(Debug)]
 pub struct AddedRuns {
-    runs: VecDeque<Run>,
+    /// The oldest run, empty if there is none, and those behind it. A driver whose cookies count up
+    /// never has more than one but where they start again.
+    front: Run,
+    rest: VecDeque<Run>,
     /// Buffers of all runs, and the serial of the oldest.
     len: usize,
     oldest: u64,
@@ -489,26 +505,28 @@ impl AddedRuns {
             self.oldest = serial;
         }
         self.len += usize::from(run.count);
-        if let Some(last) = self.runs.back() {
-            // At most the slots of the ring.
-            let slots = u32::from(last.count) * u32::from(last.slots);
-            if last.slots == run.slots
-                && last.writable == run.writable
-                && last.cookie.wrapping_add(last.count.into()) == run.cookie
-                && self.after(last.id, slots) == run.id
-                && let Some(last) = self.runs.back_mut()
-            {
-                last.count += run.count;
-                return;
-            }
+        let size = u32::from(self.size);
+        let last = self.rest.back_mut().unwrap_or(&mut self.front);
+        // At most the slots of the ring.
+        let end = u32::from(last.id) + u32::from(last.count) * u32::from(last.slots);
+        let follows = last.slots == run.slots
+            && last.writable == run.writable
+            && last.cookie.wrapping_add(last.count.into()) == run.cookie
+            && (if end >= size { end - size } else { end }) == run.id.into();
+        if last.count == 0 {
+            *last = run;
+        } else if follows {
+            last.count += run.count;
+        } else {
+            self.rest.push_back(run);
         }
-        self.runs.push_back(run);
     }
 }
 
 impl Added for AddedRuns {
     fn new(size: u16) -> Self {
-        Self { runs: VecDeque::with_capacity(64), len: 0, oldest: 0, size, cursor: 0 }
+        let (front, rest) = (Run::default(), VecDeque::new());
+        Self { front, rest, len: 0, oldest: 0, size, cursor: 0 }
     }
 
     /// Split: the cursor. Packed: the slot itself, which is unique among outstanding buffers. Both
@@ -552,17 +570,15 @@ impl Added for AddedRuns {
         }
         // All before the newest `len` were published, and all are within one lap.
         let visible = published.wrapping_sub(self.oldest).min(self.len as u64) as u32;
-        let mut before = 0;
-        for run in &self.runs {
+        if let Some(place) = self.front.place_of(id, size) {
+            return (place < visible).then_some((place as u16 + 1, self.front.writable));
+        }
+        let mut before = u32::from(self.front.count);
+        for run in &self.rest {
             if before >= visible {
                 return None;
             }
-            let first = u32::from(run.id);
-            let distance = if id >= first { id - first } else { id + size - first };
-            let slots = u32::from(run.slots);
-            let (place, rest) =
-                if slots == 1 { (distance, 0) } else { (distance / slots, distance % slots) };
-            if place < run.count.into() && rest == 0 {
+            if let Some(place) = run.place_of(id, size) {
                 let position = before + place;
                 return (position < visible).then_some((position as u16 + 1, run.writable));
             }
@@ -574,18 +590,19 @@ impl Added for AddedRuns {
     #[inline]
     fn pop(&mut self, _id: u16, most: u16, _split: bool) -> SentRun {
         let size = u32::from(self.size);
-        let run = self.runs.front_mut().expect("covered() was asked first");
+        let run = &mut self.front;
+        debug_assert!(run.count > 0, "covered() was asked first");
         let count = run.count.min(most);
         let sent = SentRun { cookie: run.cookie, count, writable: run.writable, slots: run.slots };
         self.len -= usize::from(count);
         self.oldest += u64::from(count);
-        if count == run.count {
-            self.runs.pop_front();
-        } else {
+        run.count -= count;
+        if run.count > 0 {
             let at = u32::from(run.id) + u32::from(count) * u32::from(run.slots);
             run.id = (if at >= size { at - size } else { at }) as u16;
             run.cookie = run.cookie.wrapping_add(count.into());
-            run.count -= count;
+        } else if let Some(next) = self.rest.pop_front() {
+            self.front = next;
         }
         sent
     }
@@ -599,7 +616,8 @@ impl Added for AddedRuns {
         self.len = 0;
         let cookies =
             |run: Run| (0..u64::from(run.count)).map(move |at| run.cookie.wrapping_add(at));
-        self.runs.drain(..).flat_map(cookies).collect()
+        let front = std::mem::take(&mut self.front);
+        std::iter::once(front).chain(self.rest.drain(..)).flat_map(cookies).collect()
     }
 
     fn cursor(&self) -> u16 {

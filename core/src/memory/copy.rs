@@ -70,6 +70,18 @@ pub unsafe fn copy_to_shared(into: *mut u8, from: &[u8]) {
     compiler_fence(Ordering::SeqCst);
 }
 
+/// Ask for a line of memory that will be read soon. Any address will do.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which has no other effect and faults nowhere.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Fills shared memory with a word, the last of them cut where the length is no multiple of eight.
 ///
 /// # Safety
@@ -78,9 +90,14 @@ pub unsafe fn copy_to_shared(into: *mut u8, from: &[u8]) {
 pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
     let chunk = of_words(word);
     let whole = len - len % CHUNK;
-    for at in (0..whole).step_by(CHUNK) {
+    let mut at = 0;
+    while at < whole {
         // SAFETY: valid by contract.
         unsafe { put(into.add(at), chunk) };
+        at += CHUNK;
+    }
+    if whole == len {
+        return;
     }
     let words = [word, word];
     // SAFETY: as above.
@@ -107,8 +124,10 @@ unsafe fn copy_wide(from: *const u8, into: *mut u8, len: usize) {
             }
             return;
         }
-        for at in (0..len - CHUNK).step_by(CHUNK) {
+        let mut at = 0;
+        while at < len - CHUNK {
             put(into.add(at), get(from.add(at)));
+            at += CHUNK;
         }
         let last = len - CHUNK;
         put(into.add(last), get(from.add(last)));

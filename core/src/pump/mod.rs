@@ -4,8 +4,10 @@ pub mod blk;
 pub mod load;
 pub mod loopback;
 pub mod net;
+pub mod poller;
 pub mod shared;
 pub mod worker;
 
+pub use poller::Poller;
 pub use shared::{Knock, SharedQueue, Visit};
 pub use worker::{Path, Wait, Wants, Worker};

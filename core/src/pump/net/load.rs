@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::frame::{Check, Maker, check};
 use super::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 use crate::error::{Fault, QueueError};
-use crate::memory::{Access, copy_from_shared, copy_to_shared};
+use crate::memory::{Access, copy_from_shared, copy_to_shared, prefetch};
 use crate::pump::loopback::run_on;
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, Reaped};
@@ -143,7 +143,13 @@ impl Slab {
         })
     }
 
-    /// Add `count` buffers in turn, cookies their numbers.
+    /// Where the buffer of a cookie is.
+    #[inline]
+    fn host(&self, cookie: u64) -> *mut u8 {
+        self.hosts[cookie as usize]
+    }
+
+    /// Add `count` buffers in turn, cookies their places.
     fn add(
         &mut self,
         queue: &mut DriverQueue,
@@ -153,8 +159,11 @@ impl Slab {
         let mut left = count;
         while left > 0 {
             let now = left.min(self.pieces.len() - self.next);
-            let added =
-                queue.add_each(&self.pieces[self.next..self.next + now], write, self.number)?;
+            let added = queue.add_each(
+                &self.pieces[self.next..self.next + now],
+                write,
+                self.next as u64,
+            )?;
             if added < now {
                 return Err(QueueError::Full { needed: now, free: added });
             }
@@ -197,11 +206,12 @@ impl Transmit {
 
 struct Receive {
     slab: Slab,
-    /// Copies of the frames of one burst.
+    /// Copies of the frames that came last, one behind the other; small ones stay in the first
+    /// cache.
     copies: Box<[u8]>,
+    /// Where the copy of the packet that is under way begins.
+    start: usize,
     reaped: Vec<Reaped>,
-    /// Buffers that came back so far.
-    back: u64,
     /// Of the packet that is under way: buffers to come, bytes so far.
     left: u16,
     bytes: usize,
@@ -210,35 +220,39 @@ struct Receive {
     report: LoadReport,
 }
 
-/// Frames whose copies are kept apart.
-const COPIES: usize = 32;
+/// As long as it fits, the next copy goes behind the last one.
+const COPIES_BYTES: usize = 4096;
 
 impl Receive {
     fn round(&mut self, queue: &mut DriverQueue, setup: &LoadSetup) -> Result<bool, LoadError> {
         self.reaped.clear();
         let got = queue.reap(setup.batch, &mut self.reaped)?;
+        for one in &self.reaped {
+            let host = self.slab.host(one.cookie);
+            prefetch(host);
+            prefetch(host.wrapping_add(setup.header_bytes));
+        }
         let mut whole = None;
-        let stride = self.copies.len() / COPIES;
         for place in 0..got {
             let Reaped { cookie, written } = self.reaped[place];
-            let host = self.slab.hosts[(cookie % self.slab.hosts.len() as u64) as usize];
-            let (start, skip) =
-                (self.report.received as usize % COPIES * stride, setup.header_bytes);
+            let host = self.slab.host(cookie);
             let written = written as usize;
-            let first = self.left == 0;
-            if first {
-                self.bytes = 0;
-                self.left = if setup.mergeable { self.buffer_count(host, queue)? } else { 1 };
+            let mut skip = 0;
+            if self.left == 0 {
+                skip = setup.header_bytes;
                 if written < skip {
                     self.report.malformed += 1;
-                    self.left = 0;
                     continue;
                 }
+                self.left = if setup.mergeable { self.buffer_count(host, queue)? } else { 1 };
+                self.start = (self.start + self.bytes).next_multiple_of(LINE_BYTES as usize);
+                if self.start >= COPIES_BYTES {
+                    self.start = 0;
+                }
+                self.bytes = 0;
             }
-            let skip = if first { skip } else { 0 };
-            let room = stride - self.bytes;
-            let part = (written - skip).min(room);
-            let into = start + self.bytes;
+            let into = self.start + self.bytes;
+            let part = (written - skip).min(self.copies.len() - into);
             // SAFETY: a whole buffer of the slab, as long as what was written at least; the ring
             // checked that.
             unsafe { copy_from_shared(host.add(skip), &mut self.copies[into..into + part]) };
@@ -247,13 +261,12 @@ impl Receive {
             if self.left == 0 {
                 self.report.received += 1;
                 self.report.bytes += self.bytes as u64;
-                whole = Some((start, self.bytes));
+                whole = Some((self.start, self.bytes));
             }
         }
         if let Some((start, bytes)) = whole {
             self.verify(start, bytes)?;
         }
-        self.back += got as u64;
         let room = queue.free();
         if room >= setup.batch {
             self.slab.add(queue, room, true)?;
@@ -351,9 +364,9 @@ impl Load {
                     if setup.mergeable { FRAME_BYTES_MAX } else { setup.buffer_bytes as usize };
                 Ok::<_, QueueError>(Receive {
                     slab,
-                    copies: vec![0; most.next_multiple_of(64) * COPIES].into_boxed_slice(),
+                    copies: vec![0; COPIES_BYTES + most].into_boxed_slice(),
+                    start: 0,
                     reaped: Vec::new(),
-                    back: 0,
                     left: 0,
                     bytes: 0,
                     sequence: None,

@@ -1,12 +1,15 @@
 //! What the packets of a device go to and come from, as the paths see it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{Counters, HEADER_BYTES, Ledger, ReceivePath, Tally, TransmitPath};
 use crate::memory::copy_from_shared;
+use crate::pump::Poller;
 use crate::ring::{Batch, Burst, Segment, pieces};
 
 /// A frame that the driver transmitted, where it lies in guest memory.
@@ -118,6 +121,11 @@ pub trait Receiver: Send {
     /// What is passed over on the way is counted in `tally`.
     fn next(&mut self, packet: &mut Vec<u8>, tally: &mut Tally) -> bool;
 
+    /// Whether `fill` has packets now.
+    fn fills(&self) -> bool {
+        false
+    }
+
     /// Put the next packets into plain buffers, one each from the first on, and say what was written;
     /// returns how many. None where that is not possible: then `next` is asked. No frame may be larger
     /// than `frame_bytes_max`.
@@ -166,6 +174,8 @@ pub trait Link: Send + Sync {
 /// The port of one device: a link, and what passed it in each direction, whichever queues it used.
 pub struct Port {
     link: Arc<dyn Link>,
+    /// Of each queue pair, the thread that polls for it.
+    pollers: Mutex<BTreeMap<u16, Arc<Poller>>>,
     transmitted: Arc<Counters>,
     received: Arc<Counters>,
 }
@@ -173,12 +183,22 @@ pub struct Port {
 impl Port {
     /// A port that nothing has passed yet.
     pub fn new(link: Arc<dyn Link>) -> Self {
-        Self { link, transmitted: Arc::default(), received: Arc::default() }
+        let (transmitted, received) = (Arc::default(), Arc::default());
+        Self { link, pollers: Mutex::default(), transmitted, received }
     }
 
     /// What it leads to.
     pub fn link(&self) -> &dyn Link {
         self.link.as_ref()
+    }
+
+    /// What polls the paths of a queue pair, both directions on one thread.
+    pub fn poller(&self, pair: u16) -> io::Result<Arc<Poller>> {
+        let mut pollers = self.pollers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Ok(Arc::clone(match pollers.entry(pair) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(Arc::new(Poller::new()?)),
+        }))
     }
 
     /// What came from the driver, on all queues together.

@@ -69,17 +69,29 @@ impl ReceivePath {
         }
     }
 
-    /// Let the port fill plain buffers, one packet each.
-    fn fill(&mut self, queue: &mut DeviceQueue, tally: &mut Tally) -> Result<usize, QueueError> {
-        if !self.packet.is_empty() || queue.gather(BATCH, true, &mut self.burst)? == 0 {
-            return Ok(0);
+    /// Let the port fill plain buffers, one packet each; None where that is not possible.
+    fn fill(
+        &mut self,
+        queue: &mut DeviceQueue,
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, QueueError> {
+        if !self.packet.is_empty() || !self.receiver.fills() {
+            return Ok(None);
+        }
+        if queue.gather(BATCH, true, &mut self.burst)? == 0 {
+            if self.burst.is_blocked() {
+                return Ok(None);
+            }
+            self.wants = BUFFERS;
+            return Ok(Some(0));
         }
         let filled = self.receiver.fill(&mut self.burst, self.frame_bytes_max, tally);
         queue.retire(&self.burst, filled, true)?;
-        Ok(filled)
+        Ok((filled > 0).then_some(filled))
     }
 
     fn deliver(&mut self, queue: &mut DeviceQueue, tally: &mut Tally) -> Result<usize, QueueError> {
+        let waited = !self.packet.is_empty();
         for handled in 0..BATCH {
             if self.packet.is_empty() && !self.receiver.next(&mut self.packet, tally) {
                 self.wants = PACKETS;
@@ -102,6 +114,10 @@ impl ReceivePath {
                 }
             }
             self.packet.clear();
+            if waited && self.receiver.fills() {
+                self.put_back(queue)?;
+                return Ok(handled + 1);
+            }
         }
         self.put_back(queue)?;
         Ok(BATCH)
@@ -200,8 +216,9 @@ impl Path for ReceivePath {
         }
         let mut tally = Tally::default();
         let delivered = match self.fill(queue, &mut tally) {
-            Ok(0) => self.deliver(queue, &mut tally),
-            filled => filled,
+            Ok(Some(filled)) => Ok(filled),
+            Ok(None) => self.deliver(queue, &mut tally),
+            Err(error) => Err(error),
         };
         self.ledger.add(&tally);
         // Whatever stopped the round, what is complete goes out.

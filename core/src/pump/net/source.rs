@@ -106,6 +106,11 @@ impl Receiver for Generator {
         true
     }
 
+    fn fills(&self) -> bool {
+        let numbers = self.made.lock();
+        numbers.returned.is_empty() && self.made.count.is_none_or(|count| numbers.next < count)
+    }
+
     fn fill(&mut self, burst: &mut Burst, frame_bytes_max: usize, tally: &mut Tally) -> usize {
         let size = self.maker.size();
         let needed = (HEADER_BYTES + size) as u32;
