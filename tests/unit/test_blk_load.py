@@ -143,7 +143,9 @@ def test_what_was_filled_is_found(kind: int, indirect: int, wait: str) -> None:
         assert device["used_entries"] == filled["used_entries"] + did["used_entries"]
         assert device["calls_sent"] >= filled["calls"] + did["calls"]
         if wait == "poll":
-            assert (did["kicks"], did["calls"]) == (0, 0)
+            # With EVENT_IDX a device cannot refuse them: it names an index that comes again.
+            assert did["kicks"] <= 1 + did["requests"] // 0x4000
+            assert did["calls"] == 0
         # The queue is as it was: it takes buffers, and gives them back.
         assert one.drivers[0].free == QUEUE_SIZE
 
@@ -230,7 +232,7 @@ def test_options_that_make_no_sense(wrong: dict[str, Any], message: str) -> None
 
 
 def test_queues_that_cannot_be_loaded() -> None:
-    sectors = {"capacity_sectors": DISK_BYTES // SECTOR}
+    sectors: dict[str, Any] = {"capacity_sectors": DISK_BYTES // SECTOR}
     with rig(memory_disk(), enabled=False) as one:
         with pytest.raises(ValueError, match="queues is empty"):
             BlkLoad(one.memory, ARENA, [], **sectors)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +23,10 @@ import virtq
 from virtq._core import BlkLoad
 from virtq.bench.measure import BenchError, Case, Contender, Target, Window
 from virtq.bench.peers import storage_daemon
-from virtq.drivers.blk import BlkDriver
+from virtq.bench.peers.process import Process
+from virtq.drivers.blk import CHUNK_BYTES, BlkDriver
 from virtq.errors import PeerGone, RequestError, TransportError
+from virtq.wire.blk import SECTOR_BYTES
 
 DISK_BYTES = 64 << 20
 """Of a disk in memory or in a file: more than the caches near a processor hold."""
@@ -34,8 +35,9 @@ DEPTHS = (1, 32, 128)
 BLOCKS_BYTES = (4096, 128 << 10)
 MIXES = {"read": 0, "write": 100, "mixed": 30}
 """Of 100 requests, how many write."""
+FILL_BYTES, FILL_DEPTH = 128 << 10, 8
+"""Requests that a disk is filled with before it is measured."""
 START_S = 10.0
-STOP_S = 5.0
 WARM_UP_S = 0.02
 """At the beginning of each window: the device may have to wake up."""
 NULL_RATIO = 1.5
@@ -103,26 +105,27 @@ class Served:
             if kind.place == "file":
                 with image.open("wb") as file:
                     file.truncate(DISK_BYTES)
-            self._process = _start(kind.command(socket_path, image), folder / "log")
-            stack.callback(_stop, self._process)
-            self._driver = _connect(self._process, socket_path, kind, folder / "log")
+            self._process = Process(kind.command(socket_path, image))
+            stack.callback(self._process.stop)
+            self._driver = _connect(self._process, socket_path, kind)
             stack.callback(self._driver.close)
             self._polls = kind.wait == "poll" and not kind.peer
             if pin is not None:
                 _bind(self._process.pid, pin[1])
-            self._load = stack.enter_context(_load(self._driver, kind, shape))
             if kind.place != "null":
-                _check(self._load.fill())
+                with self._driver.load(block_bytes=FILL_BYTES, depth=FILL_DEPTH) as fill:
+                    _check(fill.fill())
                 self._driver.flush()
+            self._load = stack.enter_context(_load(self._driver, kind, shape))
             if self._polls:
-                self._signal(signal.SIGSTOP)
+                self._rest()
                 stack.callback(self._signal, signal.SIGCONT)
             self._stack = stack.pop_all()
 
     def window(self, seconds: float) -> Window:
         """Raises PeerGone if the device is, RequestError for a request that failed or was read
         wrong, TimeoutError if nothing comes back."""
-        if self._process.poll() is not None:
+        if self._process.returncode is not None:
             raise PeerGone(f"{self.name} ended with status {self._process.returncode}")
         before = os.sched_getaffinity(0)
         if self._pin is not None:
@@ -136,7 +139,7 @@ class Served:
             cpu_s = self._cpu_s() - cpu_s
         finally:
             if self._polls:
-                self._signal(signal.SIGSTOP)
+                self._rest()
             os.sched_setaffinity(0, before)
         _check(did)
         counts = ("kicks", "calls", "used_entries", "batches", "verified")
@@ -154,9 +157,16 @@ class Served:
     def close(self) -> None:
         self._stack.close()
 
+    def _rest(self) -> None:
+        """Stop the device's process, and see it stopped or ended."""
+        self._signal(signal.SIGSTOP)
+        seen = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        if self._process.returncode is None:
+            os.waitid(os.P_PID, self._process.pid, seen)
+
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
+        if self._process.returncode is None:
+            os.kill(self._process.pid, number)
 
     def _cpu_s(self) -> float:
         """Processor time of the device's process so far, all threads together."""
@@ -183,30 +193,7 @@ def _check(did: dict[str, object]) -> None:
 # Processes
 
 
-def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            # Ctrl-C is ours to deal with.
-            start_new_session=True,
-        )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _connect(
-    process: subprocess.Popen[bytes], socket_path: Path, kind: Kind, log: Path
-) -> BlkDriver:
+def _connect(process: Process, socket_path: Path, kind: Kind) -> BlkDriver:
     """The driver, once the device listens."""
     deadline = time.monotonic() + START_S
     uri = f"vhost-user:{socket_path}"
@@ -214,10 +201,11 @@ def _connect(
         try:
             return virtq.connect(uri, driver=BlkDriver, queue_size=QUEUE_SIZE, offer=kind.offer)
         except TransportError:
-            if process.poll() is None and time.monotonic() < deadline:
+            if process.returncode is None and time.monotonic() < deadline:
                 time.sleep(0.01)
                 continue
-            said = log.read_text(errors="replace").strip().splitlines()
+            process.stop()
+            said = process.log.strip().splitlines()
             raise TransportError(f"{kind.name} does not come up: {' '.join(said[-1:])}") from None
 
 
@@ -246,6 +234,13 @@ def cases(
     for mix in mixes:
         if mix not in MIXES:
             raise BenchError(f"{mix!r} is not one of {', '.join(MIXES)}")
+    for size in blocks_bytes:
+        if not 0 < size <= CHUNK_BYTES or size % SECTOR_BYTES:
+            whole = f"whole sectors of {SECTOR_BYTES}, up to {CHUNK_BYTES} bytes"
+            raise BenchError(f"a request of {size} bytes is not made of {whole}")
+    for depth in depths:
+        if not 0 < depth <= QUEUE_SIZE:
+            raise BenchError(f"{depth} requests in flight are not 1 to {QUEUE_SIZE}")
     if quick:
         depths = [depth for depth in depths if depth in (1, DEEP)] or depths[:1]
         blocks_bytes, mixes = blocks_bytes[:1], mixes[:2]

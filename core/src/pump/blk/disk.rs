@@ -270,6 +270,15 @@ impl Disk {
         }
     }
 
+    /// The memory, if it is in memory.
+    #[inline]
+    pub(super) fn ram(&self) -> Option<&Ram> {
+        match &self.backing {
+            Backing::Ram(ram) => Some(ram),
+            Backing::Stored(_) | Backing::Null => None,
+        }
+    }
+
     /// Moves all bytes of `vectors`, which are used up.
     ///
     /// # Safety

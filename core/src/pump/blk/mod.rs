@@ -32,7 +32,7 @@ pub use disk::{Disk, ID_BYTES, Limits, OpenError, Options, SECTOR_BYTES, SEGMENT
 pub use stats::{Counts, Stats};
 
 use mover::{Engine, Mover};
-use request::{Outcome, Progress, Requests, Status, finish};
+use request::{Header, Outcome, Progress, Requests, Status, finish};
 
 /// Requests taken at once.
 const BATCH_MAX: usize = 64;
@@ -56,6 +56,8 @@ pub struct BlkPath {
 /// What a round works with, kept for the next.
 #[derive(Default)]
 struct Room {
+    /// Of the requests taken last.
+    headers: Vec<Option<Header>>,
     /// Of the batch, by index.
     progress: Vec<Progress>,
     /// Indices of those that can be answered.
@@ -98,9 +100,18 @@ impl BlkPath {
         room.progress.clear();
         let mover = Mover::new(disk, engine, self.polling, &mut room.finished);
         let counts = Counts { batches: 1, ..Counts::default() };
-        let (progress, ready, vectors) = (&mut room.progress, &mut room.ready, &mut room.vectors);
-        let mut round =
-            Round { disk, stats, queue, batch, mover, counts, progress, ready, vectors };
+        let mut round = Round {
+            disk,
+            stats,
+            queue,
+            batch,
+            mover,
+            counts,
+            headers: &mut room.headers,
+            progress: &mut room.progress,
+            ready: &mut room.ready,
+            vectors: &mut room.vectors,
+        };
         let mut served = 0;
         loop {
             let taken = match round.take() {
@@ -128,6 +139,7 @@ struct Round<'a> {
     batch: &'a mut Batch,
     mover: Mover<'a>,
     counts: Counts,
+    headers: &'a mut Vec<Option<Header>>,
     progress: &'a mut Vec<Progress>,
     ready: &'a mut Vec<usize>,
     vectors: &'a mut Vec<iovec>,
@@ -151,9 +163,16 @@ impl Round<'_> {
             counts: &mut self.counts,
             vectors: self.vectors,
         };
+        self.headers.clear();
+        let new = &self.batch.buffers[first..];
+        self.headers.extend(new.iter().map(|buffer| Header::read(requests.batch, buffer)));
         let mut bytes = 0;
-        for (index, buffer) in self.batch.buffers.iter().enumerate().skip(first) {
-            let progress = requests.execute(index);
+        for (at, buffer) in new.iter().enumerate() {
+            if let Some(&next) = self.headers.get(at + 1) {
+                requests.prefetch(first + at + 1, next);
+            }
+            let index = first + at;
+            let progress = requests.execute(index, self.headers[at]);
             self.progress.push(progress);
             if matches!(progress, Progress::Ready(_)) {
                 self.ready.push(index);

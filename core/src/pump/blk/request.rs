@@ -7,6 +7,7 @@ use libc::iovec;
 
 use super::disk::{Disk, ID_BYTES, SECTOR_BYTES};
 use super::mover::Mover;
+use super::ram::{PREFETCH_BYTES, prefetch};
 use super::stats::Counts;
 use super::store::Way;
 use crate::ring::{Batch, Buffer, pieces};
@@ -70,6 +71,26 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl Header {
+    /// Read once: the driver may change it while we look. None if it is not all there.
+    pub fn read(batch: &Batch, buffer: &Buffer) -> Option<Self> {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        if batch.read_at(buffer, 0, &mut bytes) < bytes.len() {
+            return None;
+        }
+        let kind = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
+        let sector = u64::from_le_bytes(bytes[8..].try_into().expect("eight bytes"));
+        Some(Self { kind, sector })
+    }
+}
+
 struct Segment {
     sector: u64,
     sectors: u32,
@@ -96,13 +117,34 @@ pub struct Requests<'a, 'm> {
 }
 
 impl Requests<'_, '_> {
+    /// Has the processor fetch the beginning of what the request at `index` will move, where moving
+    /// it is a copy.
+    pub fn prefetch(&self, index: usize, header: Option<Header>) {
+        let (Some(ram), Some(header)) = (self.disk.ram(), header) else { return };
+        let buffer = &self.batch.buffers[index];
+        let offset = header.sector.saturating_mul(SECTOR_BYTES);
+        match header.kind {
+            kind::IN => ram.prefetch(Way::Read, offset, buffer.writable.saturating_sub(1)),
+            kind::OUT => {
+                let data = buffer.readable.saturating_sub(HEADER_BYTES);
+                ram.prefetch(Way::Write, offset, data);
+                let wanted = data.min(PREFETCH_BYTES) as usize;
+                for (ptr, len) in pieces(self.batch.readable(buffer), HEADER_BYTES, wanted) {
+                    prefetch(Way::Read, ptr, len);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Carries out the request at `index`, all but its status.
-    pub fn execute(&mut self, index: usize) -> Progress {
+    pub fn execute(&mut self, index: usize, header: Option<Header>) -> Progress {
         let buffer = &self.batch.buffers[index];
         if buffer.writable == 0 {
             return Progress::Ready(Outcome::FAILED);
         }
-        match self.dispatch(buffer, index) {
+        let header = header.ok_or(Refusal::Malformed);
+        match header.and_then(|header| self.dispatch(buffer, header, index)) {
             Ok(progress) => progress,
             Err(Refusal::Malformed) => Progress::Ready(Outcome::FAILED),
             Err(Refusal::Unsupported) => Progress::Ready(Outcome::UNSUPPORTED),
@@ -113,15 +155,15 @@ impl Requests<'_, '_> {
         }
     }
 
-    fn dispatch(&mut self, buffer: &Buffer, index: usize) -> Result<Progress, Refusal> {
-        // Read once: the driver may change it while we look.
-        let mut header = [0; HEADER_BYTES as usize];
-        if self.batch.read_at(buffer, 0, &mut header) < header.len() {
-            return Err(Refusal::Malformed);
-        }
-        let sector = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
+    fn dispatch(
+        &mut self,
+        buffer: &Buffer,
+        header: Header,
+        index: usize,
+    ) -> Result<Progress, Refusal> {
+        let sector = header.sector;
         let counts = &mut self.counts;
-        let outcome = match u32::from_le_bytes(header[..4].try_into().expect("four bytes")) {
+        let outcome = match header.kind {
             kind::IN => {
                 counts.reads += 1;
                 return self.read(buffer, sector, index);

@@ -247,6 +247,9 @@ impl Load {
         pause: Instant,
     ) -> Result<bool, LoadError> {
         let Some(mut run) = self.run.take() else { return Ok(true) };
+        for queue in queues.iter_mut() {
+            queue.disable_calls(); // asked for only while waiting
+        }
         let cpu = thread_cpu();
         let before = Sums::of(queues);
         let result = self.work(&mut run, queues, pause);
