@@ -178,6 +178,7 @@ def cases(
                 ("handle_batch, each request", EchoEach, best, echo),
                 ("handle_batch, arrays", EchoArray, best, echo),
             ),
+            unit="requests",
             parameters={"in flight": echo.depth, "batch": echo.batch, "ring": best.title},
             floors={"handle": HANDLE_FLOOR_PER_S},
             work=echoed + driver,
@@ -196,6 +197,7 @@ def cases(
                 ("driver polls", Echo, best, alone),
                 ("driver sleeps", Echo, best, asleep),
             ),
+            unit="requests",
             parameters={"in flight": 1, "ring": best.title},
             work=echoed + driver,
         ),
@@ -206,6 +208,7 @@ def cases(
             Case(
                 "handle: kinds of ring",
                 several(*kinds),
+                unit="requests",
                 parameters={"in flight": echo.depth, "batch": echo.batch},
                 work=echoed + driver,
             )

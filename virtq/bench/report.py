@@ -85,8 +85,8 @@ def save(results: Sequence[Result], path: Path) -> None:
 
 def _dates(results: Sequence[Result]) -> str:
     times = sorted(datetime.fromisoformat(result.started) for result in results)
-    first, last = (f"{time:%-d %B %Y, %H:%M} UTC" for time in (times[0], times[-1]))
-    return first if first == last else f"{first} to {last}"
+    days = list(dict.fromkeys(f"{time:%-d %B %Y}" for time in (times[0], times[-1])))
+    return f"{times[0]:%-d %B %Y, %H:%M} UTC" if len(times) == 1 else " to ".join(days)
 
 
 def _part(result: Result) -> _Part:

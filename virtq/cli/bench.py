@@ -61,13 +61,16 @@ _bytes_option = click.option(
     show_default=True,
     help="Bytes of each buffer.",
 )
-_rings_option = click.option(
-    "--ring",
-    "kinds",
-    type=Kind(),
-    multiple=True,
-    help="split, split-in-order, packed or packed-in-order; may be repeated. [all]",
-)
+
+
+def _rings_option(unless_told: str) -> Callable[[C], C]:
+    return click.option(
+        "--ring",
+        "kinds",
+        type=Kind(),
+        multiple=True,
+        help=f"split, split-in-order, packed or packed-in-order; may be repeated. [{unless_told}]",
+    )
 
 
 @bench.command(short_help="Rings alone: layouts, order, batches, chains, queue sizes.")
@@ -95,7 +98,7 @@ _rings_option = click.option(
     help="How the halves wait: notified by flags or by index; may be repeated.",
 )
 @click.option("--sweep", is_flag=True, help="Each of these over its whole range, one at a time.")
-@_rings_option
+@_rings_option("all")
 @bench_command
 def rings(
     terms: Terms,
@@ -166,7 +169,7 @@ def rings(
     show_default=True,
     help="As the driver sees it; may be repeated.",
 )
-@_rings_option
+@_rings_option("all")
 @bench_command
 def net(
     terms: Terms,
@@ -283,7 +286,7 @@ def python(terms: Terms, batch: int, size: int) -> int:
 
 
 @bench.command(short_help="How cost grows: regions, queue size, chains, batches, queues.")
-@_rings_option
+@_rings_option("those in order")
 @click.option(
     "--batch",
     type=click.IntRange(1, 32768),
