@@ -222,7 +222,7 @@ def test_features_of_ones_own_have_names() -> None:
     device.offer = "+LOUD,-SHINY"
     assert device.offered_features & 0xFFFFFF == Feature.LOUD
     assert describe(0x21, 62) == "SHINY, LOUD"
-    assert describe(0x21, 61) == "bit 0, bit 5"
+    assert describe(0x21, 60) == "bit 0, bit 5"
     assert parse("loud", 62) == Feature.LOUD
     device.offer = "+LOWD"
     with pytest.raises(FeatureError, match="did you mean LOUD"):
