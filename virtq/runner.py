@@ -200,6 +200,9 @@ class LoopRunner:
         task = asyncio.ensure_future(self._finish(pending, complete, requests))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if asyncio.iscoroutine(pending):
+            # Cancelled before its first step, the task never gets to await it.
+            task.add_done_callback(lambda _task: pending.close())
 
     async def _finish(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.twins_support import PATIENCE_S, PLACES, UNTOUCHED, send_raw, twins
+from virtq import Request as Request_
 from virtq import Used
 from virtq.devices.gpio import GpioDevice
 from virtq.drivers.gpio import Direction, GpioDriver, IrqType
@@ -263,6 +264,21 @@ def test_a_reset_leaves_nothing_but_the_levels() -> None:
         gpio.set_input("button")
         gpio.enable_interrupt("button", IrqType.EDGE_FALLING)
         assert quiet(gpio)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(b"\0\7", "7 is no answer"), (b"\0", "answered 00"), (b"", "answered nothing")],
+)
+def test_devices_that_answer_as_they_like(answer: bytes, text: str) -> None:
+    class Lying(GpioDevice):
+        def request(self, buffer: Request_) -> int:
+            return buffer.write(answer)
+
+    with twins(Lying(2), GpioDriver) as gpio:
+        for call in (gpio.get_direction, gpio.get_value):
+            with pytest.raises(RequestError, match=text):
+                call(0)
 
 
 # Drivers that do as they like

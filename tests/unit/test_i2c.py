@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from pathlib import Path
 
@@ -240,6 +241,17 @@ def test_a_transaction_does_not_outlive_its_driver() -> None:
         assert send_raw(bus, "requestq", header(0x49, Flags.FAIL_NEXT), 1) == (1, bytes([ERR]))
         bus.reset()
         assert bus.is_there(0x48)
+
+
+def test_a_request_that_is_under_way_when_its_driver_leaves_is_forgotten(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    for _ in range(20):
+        with twins(adapter(), I2cDriver) as bus:
+            bus.queues["requestq"].add(header(0x48), 1)
+            bus.queues["requestq"].kick()
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 # Targets

@@ -247,10 +247,12 @@ def test_events_may_come_from_several_threads() -> None:
         threads = [threading.Thread(target=type_much) for _ in range(4)]
         for thread in threads:
             thread.start()
-        seen = sum(event.value for _ in range(800) for event in driver.sequence(PATIENCE_S))
+        # Every press and release is a sequence of its own, whoever else is typing.
+        seen = [driver.sequence(PATIENCE_S) for _ in range(800)]
         for thread in threads:
             thread.join()
-    assert seen == 400
+    assert all(len(sequence) == 1 for sequence in seen)
+    assert sum(event.value for (event,) in seen) == 400
     assert device.dropped == 0
 
 
@@ -340,6 +342,35 @@ def test_an_answer_longer_than_there_is_room_for_is_not_believed() -> None:
     with pytest.raises(ConfigError, match="an answer of 129 bytes"):
         InputDriver(transport)
     transport.close()
+
+
+@pytest.mark.parametrize(
+    ("select", "answer", "text"),
+    [
+        (Select.ABS_INFO, struct.pack("<5i", 1, 0, 0, 0, 0), "ABS_X goes from 1 down"),
+        (Select.ID_NAME, b"\xff" * 128, ""),
+        (Select.EV_BITS, b"\xff" * 128, ""),  # more axes than can be asked for
+        (Select.ABS_INFO, b"\xff" * 4, ""),  # a minimum, and that is all
+        (Select.ID_DEVIDS, b"", ""),
+    ],
+)
+def test_devices_that_answer_as_they_like(select: Select, answer: bytes, text: str) -> None:
+    class Lying(InputDescription):
+        def answer(self, asked: int, subsel: int) -> bytes:
+            fits = asked == select and (asked != Select.EV_BITS or subsel == EventType.ABS)
+            return answer if fits else super().answer(asked, subsel)
+
+    lying = Lying("a", events=GAMEPAD.events, axes=GAMEPAD.axes)
+    transport = LoopbackTransport(InputDevice(lying))
+    if text:
+        with pytest.raises(ConfigError, match=f"does not make sense: {text}"):
+            InputDriver(transport)
+        transport.close()
+        return
+    with InputDriver(transport) as driver:
+        axes = driver.description.events[EventType.ABS]
+        assert len(axes) == (256 if select == Select.EV_BITS else 2)
+        assert driver.description.axes.keys() == set(axes)
 
 
 def test_events_that_came_short_are_counted_not_read() -> None:

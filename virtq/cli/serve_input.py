@@ -105,6 +105,4 @@ def take_update(device: object, text: str) -> None:
         except ValueError as error:
             hint = "say CODE VALUE" if not value.strip().lstrip("+-").isdecimal() else error
             raise ValueError(f"{part.strip()!r}: {hint}") from None
-    for event in events:
-        device.send(event)
-    device.sync()
+    device.update(*events)

@@ -86,7 +86,7 @@ def describe(ask: Ask) -> InputDescription:
 
 
 def _text(answer: bytes) -> str:
-    return answer.partition(b"\0")[0].decode(errors="replace")
+    return answer.partition(b"\0")[0].decode(errors="ignore")
 
 
 class EvdevDevice(InputDevice):

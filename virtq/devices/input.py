@@ -109,13 +109,23 @@ class InputDevice(Device):
         with self._lock:
             if event.is_report:
                 self._end_sequence()
-            elif len(self._open) <= self._backlog_events:  # one too many, and `sync` drops it all
-                self._open.append(event)
+            else:
+                self._add(event)
 
     def sync(self) -> None:
         """End the sequence: what was added since the last time is one update of the device."""
+        self.update()
+
+    def update(self, *events: Event) -> None:
+        """Add events, and end the sequence, in one go: no other thread gets in between."""
         with self._lock:
+            for event in events:
+                self._add(event)
             self._end_sequence()
+
+    def _add(self, event: Event) -> None:
+        if len(self._open) <= self._backlog_events:  # one too many, and all of it is dropped
+            self._open.append(event)
 
     def drop_open(self) -> None:
         """Forget the sequence that is not ended yet."""
@@ -137,20 +147,15 @@ class InputDevice(Device):
 
     def move(self, dx: int = 0, dy: int = 0, *, wheel: int = 0) -> None:
         """Relative motion, and notches of the wheel."""
-        for axis, value in (("REL_X", dx), ("REL_Y", dy), ("REL_WHEEL", wheel)):
-            if value:
-                self.event(axis, value)
-        self.sync()
+        axes = (("REL_X", dx), ("REL_Y", dy), ("REL_WHEEL", wheel))
+        self.update(*(self.checked(axis, value) for axis, value in axes if value))
 
     def move_to(self, x: int, y: int) -> None:
         """To an absolute place."""
-        self.event("ABS_X", x)
-        self.event("ABS_Y", y)
-        self.sync()
+        self.update(self.checked("ABS_X", x), self.checked("ABS_Y", y))
 
     def _key(self, key: str | int, value: int) -> None:
-        self.event(code_of(EventType.KEY, key), value)
-        self.sync()
+        self.update(self.checked(code_of(EventType.KEY, key), value))
 
     def _end_sequence(self) -> None:
         sequence, self._open = self._open, []

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from virtq.device import QueueSpec
@@ -99,7 +99,7 @@ class GpioDriver(Driver):
 
     def get_direction(self, line: str | int) -> Direction:
         """What a line is used as."""
-        return Direction(self._ask(Message.GET_DIRECTION, line))
+        return Direction(self._ask(Message.GET_DIRECTION, line, among=tuple(Direction)))
 
     def set_direction(self, line: str | int, direction: Direction) -> None:
         """Use a line as input, output, or (NONE) not at all, which gives up all that was set."""
@@ -109,7 +109,7 @@ class GpioDriver(Driver):
 
     def get_value(self, line: str | int) -> int:
         """What is sensed on a line: 0 or 1."""
-        return self._ask(Message.GET_VALUE, line)
+        return self._ask(Message.GET_VALUE, line, among=(0, 1))
 
     def set_value(self, line: str | int, value: int) -> None:
         """Set the level of an output, or what it is to be once the line is one."""
@@ -209,8 +209,20 @@ class GpioDriver(Driver):
 
     # Messages
 
-    def _ask(self, kind: Message, line: str | int, value: int = 0) -> int:
-        return self._request(kind, self.line(line), value)[0]
+    def _ask(
+        self,
+        kind: Message,
+        line: str | int,
+        value: int = 0,
+        *,
+        among: Collection[int] = range(256),
+    ) -> int:
+        """One message about a line; its answer has to be one of `among`."""
+        number = self.line(line)
+        answer = self._request(kind, number, value)[0]
+        if answer not in set(among):
+            raise RequestError(f"{message_name(kind)} of GPIO line {number}: {answer} is no answer")
+        return answer
 
     def _request(
         self, kind: Message, gpio: int = 0, value: int = 0, *, room: int = RESPONSE_BYTES

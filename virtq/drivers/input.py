@@ -40,8 +40,8 @@ class InputDriver(Driver):
     queue_size = 64
 
     def __init__(self, transport: DriverTransport, **settings: Any) -> None:
-        """See `Driver`, which also tells what is raised; ConfigError besides, if the device has no
-        configuration space to tell what it is."""
+        """See `Driver`, which also tells what is raised; ConfigError besides, if the device tells
+        nothing of what it is, or what makes no sense."""
         self._buffers: list[Buffer] = []
         self._events: deque[Event] = deque()
         self.malformed = 0
@@ -52,7 +52,10 @@ class InputDriver(Driver):
 
     def plan(self) -> Mapping[int, QueueSpec]:
         """The device is asked what it is before its event queue is filled (5.8.5)."""
-        self.description = InputDescription.ask(self._ask)
+        try:
+            self.description = InputDescription.ask(self._ask)
+        except ValueError as error:
+            raise ConfigError(f"the device does not make sense: {error}") from None
         size = self.queue_size
         return {0: QueueSpec("eventq", size), 1: QueueSpec("statusq", size)}
 

@@ -229,18 +229,20 @@ class InputDescription:
 
     @classmethod
     def ask(cls, question: Callable[[int, int], bytes]) -> InputDescription:
-        """From a device's answers: `question` takes `select` and `subsel`."""
+        """From a device's answers: `question` takes `select` and `subsel`. Raises ValueError for
+        answers that do not fit together."""
         events = {}
         for kind in EventType:
             if kind != EventType.SYN and (answer := question(Select.EV_BITS, kind)):
-                events[int(kind)] = numbers_in(answer)
+                most = SUBSEL_MAX if kind == EventType.ABS else CODE_MAX
+                events[int(kind)] = tuple(code for code in numbers_in(answer) if code <= most)
         axes = {
             code: AbsInfo.parse(question(Select.ABS_INFO, code))
             for code in events.get(EventType.ABS, ())
         }
         return cls(
-            name=question(Select.ID_NAME, 0).decode(errors="replace"),
-            serial=question(Select.ID_SERIAL, 0).decode(errors="replace"),
+            name=question(Select.ID_NAME, 0).decode(errors="ignore"),
+            serial=question(Select.ID_SERIAL, 0).decode(errors="ignore"),
             ids=DevIds.parse(question(Select.ID_DEVIDS, 0)),
             properties=numbers_in(question(Select.PROP_BITS, 0)),
             events=events,
