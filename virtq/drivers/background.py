@@ -156,6 +156,12 @@ class Background:
         self.loop.add_reader(fd, self._called, fd)
         self._reap(queue, used)
 
+    def unwatch(self) -> None:
+        """In the thread: look at no queue any more."""
+        for fd in self._watched:
+            self.loop.remove_reader(fd)
+        self._watched.clear()
+
     def _called(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(fd)
