@@ -28,9 +28,10 @@ from virtq.devices.console_ends import (
     SocketEnd,
 )
 from virtq.drivers.console import ConsoleDriver
-from virtq.errors import ConfigError, PeerGone, RingFault
+from virtq.errors import ConfigError, PeerGone, RingFault, VirtqError
 from virtq.features import Change, RingKind
 from virtq.transports.loopback import LoopbackTransport
+from virtq.transports.vhost_user import Frontend
 from virtq.wire import layout
 from virtq.wire.console import (
     ConsoleConfig,
@@ -389,6 +390,18 @@ def test_a_size_of_another_port() -> None:
 # Emergency writes
 
 
+def test_an_emergency_write_before_anything_else(tmp_path: Path) -> None:
+    end = Pair()
+    device = ConsoleDevice([PortSpec(end, console=True)])
+    path = str(tmp_path / "console")
+    with Served(device, path):
+        frontend = Frontend(path)
+        frontend.write_config(8, b"!\0\0\0")
+        assert end.outside.recv(1) == b"!"
+        frontend.close()
+    device.close()
+
+
 def test_an_emergency_write_comes_out_at_port_0(caplog: pytest.LogCaptureFixture) -> None:
     end = Pair()
     device = ConsoleDevice([PortSpec(end, console=True)])
@@ -479,6 +492,41 @@ def test_the_device_process_ends(tmp_path: Path) -> None:
             port.read(1)
         with pytest.raises(PeerGone):
             console.port("other")
+
+
+def test_who_waits_when_the_driver_is_closed() -> None:
+    async def wait(console: ConsoleDriver) -> str:
+        waiting = asyncio.ensure_future(console.port_async("never"))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(console.close)
+        with pytest.raises(VirtqError, match="closed"):
+            await waiting
+        return "done"
+
+    with ThreadPoolExecutor(1) as threads:
+        console = drive(ConsoleDevice([PortSpec(NullEnd(), name="x")]))
+        waiting = threads.submit(console.port, "never", timeout_s=None)
+        assert eventually(lambda: bool(console._waiting._futures))
+        console.close()
+        with pytest.raises(VirtqError, match="closed meanwhile"):
+            waiting.result(PATIENCE_S)
+    assert asyncio.run(wait(drive(ConsoleDevice([PortSpec(NullEnd())])))) == "done"
+
+
+def test_waiting_can_be_cancelled() -> None:
+    async def wait(console: ConsoleDriver) -> None:
+        waiting = asyncio.ensure_future(console.port_async("never"))
+        while not console._waiting._futures:
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        while console._waiting._futures:
+            await asyncio.sleep(0.001)
+
+    with drive(ConsoleDevice([PortSpec(NullEnd(), name="x")])) as console:
+        asyncio.run(wait(console))
+        assert console.open("x").name == "x"
 
 
 def test_nothing_is_left_open(tmp_path: Path) -> None:

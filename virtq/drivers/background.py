@@ -9,6 +9,7 @@ called either way: `call` blocks the calling thread, `call_async` is awaited fro
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import threading
@@ -120,7 +121,7 @@ class Background:
             raise
         try:
             return future.result()
-        except asyncio.CancelledError:
+        except concurrent.futures.CancelledError:
             raise VirtqError(f"{self._name} was closed meanwhile") from None
         except BaseException:
             future.cancel()
@@ -133,7 +134,13 @@ class Background:
         except BaseException:
             work.close()
             raise
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise VirtqError(f"{self._name} was closed meanwhile") from None
 
     # Queues
 
@@ -148,6 +155,12 @@ class Background:
         self._watched[fd] = (queue, used)
         self.loop.add_reader(fd, self._called, fd)
         self._reap(queue, used)
+
+    def unwatch(self) -> None:
+        """In the thread: look at no queue any more."""
+        for fd in self._watched:
+            self.loop.remove_reader(fd)
+        self._watched.clear()
 
     def _called(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -130,6 +130,7 @@ class ConsoleDriver(Driver):
             self.background.stop()
 
     async def _forget_all(self) -> None:
+        self.background.unwatch()
         for port in list(self._ports.values()):
             self._drop(port, None)
 

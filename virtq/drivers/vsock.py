@@ -165,6 +165,7 @@ class VsockDriver(Driver):
             self.background.stop()
 
     async def _forget_all(self, error: Exception) -> None:
+        self.background.unwatch()
         for listener in list(self._listeners.values()):
             listener.end(error)
         self.mux.reset()
