@@ -108,7 +108,7 @@ class LinuxGuest:
         its script prints from then on arrives here."""
         self.config = config
         self._heir_of = heir_of
-        self._word = heir_of._word if heir_of else secrets.token_hex(8)
+        self._word: str = heir_of._word if heir_of else secrets.token_hex(8)
         self._marks = re.compile(
             MARK + self._word.encode() + rb" (?:(?P<hello>hello)|exit (?P<status>\d+))\n"
         )

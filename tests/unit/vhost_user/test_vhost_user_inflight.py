@@ -187,7 +187,12 @@ def test_the_next_back_end_takes_what_was_held(
         second.sync()
         assert eventually(lambda: queue.has_used)
         used: list[tuple[int, int]] = []
-        assert eventually(lambda: used.extend(queue.reap()) or len(used) == 4)
+
+        def all_used() -> bool:
+            used.extend(queue.reap())
+            return len(used) == 4
+
+        assert eventually(all_used)
         assert used == [(number, 1) for number in range(4)]
         for number, text in enumerate((b"C", b"D", b"E", b"F")):
             assert first.memory.read(GUEST + DATA + 0x100 * number + 16, 1) == text
