@@ -359,6 +359,10 @@ class DriverQueue:
     @property
     def position(self) -> Position: ...
     @property
+    def torn(self) -> bool:
+        """Whether a device that is gone died while it published several used descriptors, the first
+        of them last: those that it did write are in the way of the next one."""
+    @property
     def device_position(self) -> Position:
         """Where the device stands by what it has used so far, reaped here or not. Only for a device
         that is gone: one at work moves on meanwhile."""

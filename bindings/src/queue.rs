@@ -558,6 +558,11 @@ impl PyDriverQueue {
     }
 
     #[getter]
+    fn torn(&self) -> bool {
+        lock(&self.queue).is_torn()
+    }
+
+    #[getter]
     fn device_position(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         position_to_py(py, lock(&self.queue).device_position())
     }

@@ -609,7 +609,8 @@ impl Added for AddedRuns {
             (0..u32::from(run.count)).map(move |at| ((first + at * slots) % size, slots))
         };
         let mut slots = 0;
-        for (position, (buffer, taken)) in self.runs.iter().flat_map(each).skip(skip).enumerate() {
+        let runs = std::iter::once(&self.front).chain(&self.rest);
+        for (position, (buffer, taken)) in runs.flat_map(each).skip(skip).enumerate() {
             slots += taken;
             if buffer == id {
                 return Some((position + 1, slots));

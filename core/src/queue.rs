@@ -842,6 +842,12 @@ impl DriverQueue {
         driver_ring!(&self.ring, ring => ring.position())
     }
 
+    /// Whether a device half that is gone has left the ring in between, see
+    /// [`DriverHalf::is_torn`].
+    pub fn is_torn(&self) -> bool {
+        driver_ring!(&self.ring, ring => ring.is_torn())
+    }
+
     /// Where the device stands, going by what it has used, reaped or not.
     pub fn device_position(&self) -> Position {
         driver_ring!(&self.ring, ring => ring.device_position())

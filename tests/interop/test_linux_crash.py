@@ -155,14 +155,18 @@ def test_a_guest_does_not_notice_that_its_back_end_is_killed(
         assert region == expected * (len(region) // 16), (writer, last)
 
 
-def _at_least(seen: Callable[[], int], count: int) -> bool:
-    return seen() >= count
-
-
 def offer_of(kind: RingKind) -> str:
     """What a driver is ready to accept, so that it comes to this kind."""
     sign = {True: "+", False: "-"}
     return f"{sign[kind.packed]}RING_PACKED,{sign[kind.in_order]}IN_ORDER"
+
+
+def has_come_to(front: Frontend, reconnects: int) -> bool:
+    return front.reconnects >= reconnects
+
+
+def has_lives(journal: Journal, lives: int) -> bool:
+    return journal.lives >= lives
 
 
 def make_image(path: Path) -> None:
@@ -194,9 +198,7 @@ def test_our_driver_goes_on_with_the_next_back_end(
             def kill_often() -> None:
                 for count in range(kills):
                     # Some are killed while they are told everything, most afterwards.
-                    nursery.await_that(
-                        partial(_at_least, lambda: front.reconnects, count), "it goes on"
-                    )
+                    nursery.await_that(partial(has_come_to, front, count), "it goes on")
                     time.sleep(chance.uniform(0.0, 0.03))
                     nursery.kill()
                     nursery.start()
@@ -265,11 +267,11 @@ def test_front_ends_that_are_killed_leave_the_next_one_a_disk(tmp_path: Path) ->
         Nursery(*life(0)) as nursery,
     ):
         for number in range(1, kills + 1):
-            nursery.await_that(partial(_at_least, lambda: journal.lives, number), "a driver comes")
+            nursery.await_that(partial(has_lives, journal, number), "a driver comes")
             time.sleep(dice.uniform(0.0, 0.02))
             nursery.kill()
             nursery.start(*life(number))
-        nursery.await_that(lambda: journal.lives > kills, "the last driver comes")
+        nursery.await_that(partial(has_lives, journal, kills + 1), "the last driver comes")
         nursery.kill()
         report = served.end()
     content = image.read_bytes()

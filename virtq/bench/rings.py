@@ -116,8 +116,7 @@ def case(
             "regions": shape.regions,
         },
         targets=targets,
-        work="The sender writes every payload, the receiver copies it out; one in 32 is "
-        "compared.",
+        work="The sender writes every payload, the receiver copies it out; one in 32 is compared.",
     )
 
 

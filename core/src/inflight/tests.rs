@@ -365,3 +365,70 @@ fn a_region_that_is_not_for_the_queue_is_refused() {
     assert!(odd.part(0, 8, false).is_err());
     assert!(Region::map(file.fd(), 0, 8192, 1, 8).is_err());
 }
+
+/// Without a region: in order, what a device half that merges leaves behind is a ring that another
+/// one goes on with, wherever it was killed; one that writes an entry for each buffer, the first of
+/// them last, can leave one that is torn, and then the driver half can tell.
+#[test]
+fn killed_without_a_region() {
+    for (merge, features) in [true, false].into_iter().flat_map(|merge| {
+        [feature::IN_ORDER, feature::IN_ORDER | feature::RING_PACKED].map(|kind| (merge, kind))
+    }) {
+        let mut torn = 0;
+        for stores in 0..60 {
+            let what = format!("merge {merge}, features {features:#x}, after {stores} stores");
+            let mut world = World::new(features);
+            let start = |world: &World| {
+                let position = Position { descriptor: 0, ..world.driver.device_position() };
+                let position = Position {
+                    available: position.used,
+                    available_wrap: position.used_wrap,
+                    ..position
+                };
+                let setup = Setup { position: Some(position), ..world.setup.clone() };
+                let mut device = DeviceQueue::new(Arc::clone(&world.memory), setup).unwrap();
+                device.set_merge(merge);
+                device
+            };
+            for _ in 0..5 {
+                let at = DATA + world.next_cookie * 0x80;
+                let name = world.next_cookie.to_le_bytes();
+                world.memory.write(&mut memory::Cache::default(), at, &name).unwrap();
+                let pieces = [Piece { addr: at, len: 8 }, Piece { addr: at + 16, len: 8 }];
+                world.driver.add(&pieces[..1], &pieces[1..], world.next_cookie).unwrap();
+                world.waiting.push(world.next_cookie);
+                world.next_cookie += 1;
+            }
+            world.driver.kick().unwrap();
+            let mut device = start(&world);
+            live(stores, || {
+                for round in [2, 3] {
+                    let mut batch = Batch::new();
+                    device.take(round, &mut batch).unwrap();
+                    for index in 0..batch.buffers.len() {
+                        // Short, so that each has an entry of its own also if entries are merged.
+                        device.complete(&batch, index, 1).unwrap();
+                    }
+                    device.flush().unwrap();
+                }
+            });
+            if world.driver.is_torn() {
+                torn += 1;
+                continue;
+            }
+            let mut heir = start(&world);
+            world.reap();
+            let mut batch = Batch::new();
+            heir.take(9, &mut batch).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(names(&batch), world.waiting, "{what}");
+            for index in 0..batch.buffers.len() {
+                heir.complete(&batch, index, 8).unwrap();
+            }
+            heir.flush().unwrap();
+            world.reap();
+            assert_eq!(world.waiting, [], "{what}");
+        }
+        let can_be_torn = !merge && features & feature::RING_PACKED != 0;
+        assert_eq!(torn > 0, can_be_torn, "merge {merge}, features {features:#x}: {torn} times");
+    }
+}

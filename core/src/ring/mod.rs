@@ -282,6 +282,11 @@ pub trait DriverHalf {
     /// Where the device half stands, going by what it has used: behind everything that is used,
     /// reaped or not.
     fn device_position(&self) -> Position;
+    /// Whether a device half that is gone has left used buffers behind of which older ones are missing,
+    /// so that what the driver made available there is lost.
+    fn is_torn(&self) -> bool {
+        false
+    }
     /// The fault that broke the queue.
     fn broken(&self) -> Option<&Fault>;
     /// Used entries read so far.

@@ -7,7 +7,9 @@ one must be told is where each ring stands:
     packed    it follows from what the driver has reaped and what lies used in the ring behind that
 
 With IN_ORDER that is all: everything before it is done, and nothing behind it is, so the next
-back-end begins there. Without IN_ORDER buffers behind it may be done and others before them not;
+back-end begins there. (A packed ring can be torn: some devices, such as a receiver of packets, write
+several used descriptors with the first one last. Who is killed in between leaves a ring that only
+the in-flight region can mend.) Without IN_ORDER buffers behind it may be done and others before them not;
 that only the in-flight region tells, which the front-end keeps and hands on. With neither a ring
 can go on only if the device has used all that it was given.
 """
@@ -42,6 +44,11 @@ def resume_position(queue: QueueEnd, tracked: bool, name: str) -> Position:
             f"{name}: the back-end is gone, and queue {queue.index} cannot go on with another one: "
             f"{queue.outstanding} buffers are outstanding, with neither IN_ORDER nor in-flight "
             f"tracking negotiated"
+        )
+    if not tracked and queue.torn:
+        raise NotResumable(
+            f"{name}: the back-end is gone, and queue {queue.index} cannot go on with another one: "
+            f"it died in the middle of publishing used descriptors, without in-flight tracking"
         )
     return Position(at.used, at.used_wrap, at.used, at.used_wrap, 0)
 

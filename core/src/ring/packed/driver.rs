@@ -192,6 +192,33 @@ impl<O: Order> PackedDriver<O> {
         let short = (self.run.left == 0).then_some(self.run.written);
         reap_sent(sent, short, into)
     }
+
+    /// Where the device goes on, by what it has used, and how many slots from there are outstanding.
+    fn device_at(&self) -> (Cursor, u32) {
+        let size = self.common.size;
+        let (mut at, mut skip) = (self.next_used, 0);
+        let mut left = u32::from(size) - self.free;
+        // The rest of a run that was reaped in part lies before the next used descriptor.
+        if self.run.left > 0
+            && let Some((buffers, slots)) = self.added.covered_slots(self.run.id.into(), 0)
+        {
+            (at, skip, left) = (at.advanced(slots, size), buffers, left.saturating_sub(slots));
+        }
+        while left > 0 {
+            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
+            let used = Descriptor::from_words(0, word);
+            if !at.is_used(used.high) {
+                break;
+            }
+            let Some((buffers, slots)) = self.added.covered_slots(used.low.into(), skip) else {
+                break; // reap() will say what is wrong with it
+            };
+            skip += buffers;
+            at = at.advanced(slots, size);
+            left = left.saturating_sub(slots);
+        }
+        (at, left)
+    }
 }
 
 impl<O: Order> DriverHalf for PackedDriver<O> {
@@ -370,29 +397,18 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
     }
 
     fn device_position(&self) -> Position {
-        let size = self.common.size;
-        let (mut at, mut skip) = (self.next_used, 0);
-        let mut left = u32::from(size) - self.free;
-        // The rest of a run that was reaped in part lies before the next used descriptor.
-        if self.run.left > 0
-            && let Some((buffers, slots)) = self.added.covered_slots(self.run.id.into(), 0)
-        {
-            (at, skip, left) = (at.advanced(slots, size), buffers, left.saturating_sub(slots));
-        }
-        while left > 0 {
-            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
-            let used = Descriptor::from_words(0, word);
-            if !at.is_used(used.high) {
-                break;
-            }
-            let Some((buffers, slots)) = self.added.covered_slots(used.low.into(), skip) else {
-                break; // reap() will say what is wrong with it
-            };
-            skip += buffers;
-            at = at.advanced(slots, size);
-            left = left.saturating_sub(slots);
-        }
+        let (at, _) = self.device_at();
         Position { used: at.slot, used_wrap: at.wrap, ..self.position() }
+    }
+
+    /// Of several used descriptors the first is written last, by some devices.
+    fn is_torn(&self) -> bool {
+        let (at, left) = self.device_at();
+        (0..left).any(|slot| {
+            let at = at.advanced(slot, self.common.size);
+            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Relaxed);
+            at.is_used((word >> 48) as u16)
+        })
     }
 
     fn broken(&self) -> Option<&Fault> {
