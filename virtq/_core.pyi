@@ -4,10 +4,12 @@ Addresses are guest addresses in bytes unless a name says `user`; lengths are by
 Sections are those of VIRTIO 1.4.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
+from numpy import uint8
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 class VirtqError(Exception):
@@ -126,7 +128,17 @@ class Batch:
         """Device-readable bytes per buffer, as uint64."""
     def writable(self) -> memoryview:
         """Device-writable bytes per buffer, as uint64."""
+    def addresses(self) -> memoryview:
+        """The guest address of each buffer's first piece, as uint64."""
     def read_all(self) -> list[bytes]: ...
+    def read_array(self) -> NDArray[uint8]:
+        """The device-readable bytes as an array of shape (buffers, bytes), copied once. Raises
+        ValueError if the buffers are not of one length."""
+    def write_array(self, rows: NDArray[uint8]) -> int:
+        """Write an array of shape (buffers, bytes), a row to the device-writable part of each
+        buffer; returns the bytes in a row, which is what `handle_batch` returns and `complete`
+        takes. Raises ValueError for another shape or where a row does not fit (nothing is written
+        then), TypeError or BufferError for what is no array of bytes."""
     def complete(self, written: int | Sequence[int] = 0) -> None:
         """Hand back every buffer of the batch with the same or its own written length."""
 
@@ -201,6 +213,21 @@ class DeviceQueue:
         TranslationMiss (resolve it and call again: nothing is lost)."""
     def put_back(self, batch: Batch, start: int = 0) -> int:
         """Untake the buffers from `start` on; they must be the newest taken and not completed."""
+    def serve(
+        self,
+        handler: Callable[[Request], Any],
+        finish: Callable[[Request, Any], object],
+        failed: Callable[[Request, Exception], object],
+        max: int,
+    ) -> int:
+        """Take up to `max` buffers and call `handler` with each; returns how many there were. An
+        int or None as the result completes the request (None: with `request.written`). What else
+        it returns, or what `complete` refuses, `finish` is called with; `failed`, with what it
+        raised. A request that the handler does not keep is the next one's object as well. Raises
+        what `take` and the callbacks raise."""
+    def linger(self, microseconds: int) -> bool:
+        """Look for available buffers for so long (at most 1000) without sleeping, and without the
+        interpreter lock; True if there are some."""
     def flush(self) -> int:
         """Publish what is complete (under IN_ORDER: the finished prefix); returns buffers
         published."""
@@ -333,6 +360,41 @@ class DriverQueue:
     def stats(self) -> dict[str, int]:
         """buffers, batches, bytes_written, kicks_sent, kicks_saved, calls_received,
         used_entries."""
+
+@final
+class Load:
+    """A driver half that keeps a device busy, without the interpreter: buffers of one shape.
+
+    Every device-readable part is written before its buffer is added, every device-writable part is
+    copied out when it comes back."""
+
+    def __init__(
+        self,
+        queue: DriverQueue,
+        memory: Memory,
+        address: int,
+        *,
+        readable: int = 64,
+        writable: int = 0,
+        depth: int = 128,
+        batch: int = 1,
+        wait: str = "poll",
+        echo: bool = False,
+    ) -> None:
+        """Buffers of `readable` and `writable` bytes in `Load.bytes` of `memory` from `address` on,
+        up to `depth` in flight, made available `batch` at a time. `wait`: "poll", "adaptive" or
+        "event" (by the queue's call eventfd). `echo`: each reply is to begin with the bytes of its
+        request; every 61st is compared. Raises ValueError, and MemoryError_ for memory that is not
+        mapped."""
+    @staticmethod
+    def bytes(*, readable: int = 64, writable: int = 0, depth: int = 128) -> int:
+        """Of memory that such buffers take."""
+    def run(self, seconds: float) -> dict[str, Any]:
+        """Keep the device busy for so long (at most 60 s), then wait for what it holds: buffers,
+        bytes_written, verified, seconds, batches, kicks_sent, calls_received, used_entries.
+
+        The queue is the load's meanwhile; other Python threads run. Raises RingFault, VirtqError
+        for a wrong echo, TimeoutError if the device keeps buffers for 5 s."""
 
 @final
 class BlkDisk:
@@ -521,6 +583,7 @@ class NetPump:
         (5.1.4). `wait` as for `BlkPump`.
 
         A receive queue gets one used entry per buffer, also IN_ORDER, as drivers (DPDK) need it.
+        The pumps of a queue pair that poll share one thread.
 
         Raises ValueError for a pair that the port does not have and for another word than those of
         `wait`, OSError if the queue has a pump already."""
@@ -543,3 +606,73 @@ class NetPump:
         a packet in them; receive: buffers without room for a header, packets that the driver must
         not see), dropped_no_room (larger than a buffer or, mergeable, than the whole ring),
         dropped_inbox_full (at a hub), dropped_port_error, dropped_mtu, dropped_disabled."""
+
+@final
+class RingLoop:
+    """Both halves of a virtqueue at work against each other, on two threads: what a kind of ring is
+    worth, with nothing around it. The sender writes every payload, the receiver copies it out,
+    whatever the other half wrote is checked, and one payload of every burst is compared."""
+
+    def __init__(
+        self,
+        features: int,
+        size: int,
+        *,
+        direction: str = "send",
+        batch: int = 32,
+        chain: int = 1,
+        length: int = 64,
+        indirect: bool = False,
+        event: bool = False,
+        regions: int = 1,
+        pin: tuple[int, int] | None = None,
+    ) -> None:
+        """`features` and `size` as for the queues. `direction`: "send" (from the driver to the
+        device), "receive", or "both" (a queue each). `batch`: buffers that are published and taken
+        at once. `chain`: pieces of each buffer, in indirect tables with `indirect`. `length`: bytes
+        of each buffer, all pieces together. `event`: sleep until notified, instead of polling.
+        `regions`: of memory, which the buffers are spread over evenly. `pin`: processors of driver
+        and device. Raises ValueError, naming what is wrong, and why the memory cannot be had."""
+    def run(self, seconds: float) -> dict[str, int | float]:
+        """Run both halves for so long (60 at most), without the interpreter lock. Returns of this
+        run: buffers (that went all the way), seconds, batches (that the device took), kicks_sent,
+        calls_sent, used_entries (written), bytes (of payloads), verified (payloads that were
+        compared). Raises VirtqError for a payload that is not what was sent, ValueError, OSError if
+        it runs already."""
+
+@final
+class NetLoad:
+    """The driver's end of a network device under load, without the interpreter: it fills frames,
+    keeps receive buffers posted, copies received frames out, and checks one of every burst. Frames
+    are those of `NetPort.source`; of received ones of other kinds, IPv4 ones are checked by their
+    header."""
+
+    def __init__(
+        self,
+        transmit: DriverQueue | None,
+        receive: DriverQueue | None,
+        *,
+        transmit_memory: int = 0,
+        receive_memory: int = 0,
+        length: int = 64,
+        batch: int = 32,
+        mergeable: bool = False,
+        header_bytes: int = 12,
+        buffer_bytes: int = 1536,
+        pin: int | None = None,
+    ) -> None:
+        """The queues must be empty, and stay the load's. `transmit_memory`, `receive_memory`: guest
+        addresses of memory for their packet buffers, in one region each: `memory_bytes` of it.
+        `length`: bytes of each frame sent. `buffer_bytes`: of each receive buffer, header included.
+        `mergeable`: MRG_RXBUF is negotiated. `pin`: the processor to run on. Raises ValueError,
+        and RingFault for memory that is not mapped."""
+    @staticmethod
+    def memory_bytes(size: int, buffer_bytes: int) -> int:
+        """Bytes of guest memory for the packet buffers of a queue of `size` slots; `buffer_bytes`
+        with the header: when sending `header_bytes + length`."""
+    def run(self, seconds: float) -> dict[str, int | float]:
+        """Send and receive for so long (60 at most), polling, without the interpreter lock. Returns
+        of this run: seconds, transmitted (frames that the device has used), received, buffers
+        (the sum of both), bytes (of frames), batches, kicks_sent, used_entries (read), verified,
+        malformed (too short for a header). Raises VirtqError for a received frame that is not what
+        was sent, RingFault, OSError if it runs already."""

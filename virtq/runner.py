@@ -20,10 +20,12 @@ from virtq.errors import RingFault, StaleBuffer, TranslationMiss, VirtqError
 
 log = logging.getLogger("virtq.device")
 
-BATCH_BUFFERS = 64
+BATCH_BUFFERS = 256
 """Buffers taken at once."""
 TURN_BUFFERS = 1024
 """Buffers served before the loop gets a turn for everything else."""
+LINGER_US = 50
+"""How long to look for more before asking for a kick: less than it takes to be woken by one."""
 POLL_INTERVAL_S = 0.001
 """Between two looks at a queue that came without a descriptor for kicks."""
 
@@ -92,11 +94,11 @@ class Watch:
 class LoopRunner:
     """Serves a virtqueue from the asyncio loop of the thread that starts it, batch by batch.
 
-    What is done with a batch is the subclass's: `RequestRunner` calls a handler for each buffer,
-    `BatchRunner` one for all. A handler's result is the number of bytes written; it may be
-    awaitable, and other buffers are served meanwhile. When a handler raises, `fail` ends each
-    request that it has not completed, or the queue breaks; the first time for each place in the
-    code is logged with the traceback."""
+    What is done with buffers is the subclass's: `RequestRunner` calls a handler for each,
+    `BatchRunner` one for all that came together. A handler's result is the number of bytes
+    written; it may be awaitable, and other buffers are served meanwhile. When a handler raises,
+    `fail` ends each request that it has not completed, or the queue breaks; the first time for each
+    place in the code is logged with the traceback."""
 
     def __init__(
         self,
@@ -122,6 +124,13 @@ class LoopRunner:
         self._handler_errors = 0
         self._misses = 0
         self._places: set[tuple[str, int]] = set()
+
+    def _round(self) -> int:
+        """Take what is available, up to a batch, and serve it; returns how many buffers."""
+        batch = self._queue.take(BATCH_BUFFERS)
+        if taken := len(batch):
+            self._serve(batch)
+        return taken
 
     def _serve(self, batch: Batch) -> None:
         """Have the handler do its work; complete what is done already."""
@@ -182,14 +191,14 @@ class LoopRunner:
             self._turn_soon = None
         try:
             self._queue.disable_kicks()
-            for _ in range(0, TURN_BUFFERS, BATCH_BUFFERS):
-                batch = self._queue.take(BATCH_BUFFERS)
-                if len(batch):
-                    self._serve(batch)
+            served = 0
+            while served < TURN_BUFFERS:
+                if taken := self._round():
                     self._queue.notify()
-                elif not self._queue.enable_kicks():
-                    return
-                else:
+                    served += taken
+                elif not (served and self._queue.linger(LINGER_US)):
+                    if not self._queue.enable_kicks():
+                        return
                     self._queue.disable_kicks()
             self._schedule_turn()
         except TranslationMiss as miss:
@@ -314,17 +323,18 @@ class RequestRunner(LoopRunner):
         super().__init__(queue, **options)
         self._handler = handler
 
-    def _serve(self, batch: Batch) -> None:
-        for request in batch:
-            try:
-                written = self._handler(request)
-            except Exception as error:
-                self._failed((request,), error)
-                continue
-            if isawaitable(written):
-                self._later(written, request.complete, (request,))
-            else:
-                self._complete(request.complete, written, (request,))
+    def _round(self) -> int:
+        # The loop over the buffers, and what a handler mostly returns, are the core's.
+        return self._queue.serve(self._handler, self._finish_one, self._fail_one, BATCH_BUFFERS)
+
+    def _finish_one(self, request: Request, written: Any) -> None:
+        if isawaitable(written):
+            self._later(written, request.complete, (request,))
+        else:
+            self._complete(request.complete, written, (request,))
+
+    def _fail_one(self, request: Request, error: Exception) -> None:
+        self._failed((request,), error)
 
 
 class BatchRunner(LoopRunner):

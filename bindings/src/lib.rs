@@ -1,12 +1,16 @@
 //! What Python sees of virtq-core, as `virtq._core`. `virtq/_core.pyi` documents it.
 
+mod batch;
 mod blk;
 mod errors;
 mod inflight;
+mod load;
 mod memory;
 mod net;
 mod pump;
 mod queue;
+mod queue_load;
+mod serve;
 mod userfault;
 
 use pyo3::prelude::*;
@@ -14,12 +18,15 @@ use pyo3::types::IntoPyDict;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    batch::register(module)?;
     blk::register(module)?;
     errors::register(module)?;
     inflight::register(module)?;
+    load::register(module)?;
     memory::register(module)?;
     net::register(module)?;
     queue::register(module)?;
+    queue_load::register(module)?;
     userfault::register(module)
 }
 

@@ -173,12 +173,15 @@ impl NetPump {
         enabled: bool,
     ) -> PyResult<Self> {
         let failed = |error: io::Error| to_py(py, &error, None);
+        let poller = port.port.poller(pair).map_err(failed)?;
         let (handle, counters) = if receive {
             let (path, counters) = port.port.receive(pair, mergeable, mtu).map_err(failed)?;
-            (PumpHandle::start(queue, &format!("virtq-rx{pair}"), path, wait, enabled)?, counters)
+            let name = format!("virtq-rx{pair}");
+            (PumpHandle::start_beside(queue, &poller, &name, path, wait, enabled)?, counters)
         } else {
             let (path, counters) = port.port.transmit(pair).map_err(failed)?;
-            (PumpHandle::start(queue, &format!("virtq-tx{pair}"), path, wait, enabled)?, counters)
+            let name = format!("virtq-tx{pair}");
+            (PumpHandle::start_beside(queue, &poller, &name, path, wait, enabled)?, counters)
         };
         Ok(Self { handle, counters })
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use virtq_core::pump::{Path, Wait, Worker};
+use virtq_core::pump::{Path, Poller, Wait, Worker};
 
 use crate::errors::to_py;
 use crate::queue::PyDeviceQueue;
@@ -30,6 +30,22 @@ impl PumpHandle {
     ) -> PyResult<Self> {
         let shared = Arc::clone(&queue.get().queue);
         let worker = Worker::start(name, shared, path, wait_from(wait)?, enabled)?;
+        Ok(Self { worker: Mutex::new(Some(worker)), queue: queue.clone().unbind() })
+    }
+
+    /// The same, polled on the thread of `poller` where `wait` is "poll".
+    pub fn start_beside(
+        queue: &Bound<'_, PyDeviceQueue>,
+        poller: &Arc<Poller>,
+        name: &str,
+        path: impl Path,
+        wait: &str,
+        enabled: bool,
+    ) -> PyResult<Self> {
+        if wait_from(wait)? != Wait::Poll {
+            return Self::start(queue, name, path, wait, enabled);
+        }
+        let worker = Worker::poll(name, poller, Arc::clone(&queue.get().queue), path, enabled)?;
         Ok(Self { worker: Mutex::new(Some(worker)), queue: queue.clone().unbind() })
     }
 
@@ -77,7 +93,8 @@ impl Drop for PumpHandle {
     }
 }
 
-fn wait_from(name: &str) -> PyResult<Wait> {
+/// How to wait, by its name. Raises ValueError for another.
+pub fn wait_from(name: &str) -> PyResult<Wait> {
     match name {
         "poll" => Ok(Wait::Poll),
         "adaptive" => Ok(Wait::Adaptive),

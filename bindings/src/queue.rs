@@ -1,30 +1,32 @@
-//! Both halves of a virtqueue, and the buffers that the device half hands out.
+//! Both halves of a virtqueue.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
 use virtq_core::error::{Fault, QueueError};
 use virtq_core::pump::{SharedQueue, Visit};
 use virtq_core::queue::{DeviceQueue, DriverQueue, IndirectSetup, Setup};
-use virtq_core::ring::{Batch, Buffer, Piece, Position, Reaped};
+use virtq_core::ring::{Piece, Position, Reaped};
 
+use crate::batch::{PyBatch, Shelf};
 use crate::errors::to_py;
 use crate::inflight::Inflight;
-use crate::memory::{Memory as PyMemory, with_bytes};
+use crate::memory::Memory as PyMemory;
+
+/// A wait that does not sleep is short.
+const LINGER_MOST_US: u32 = 1000;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("Position", position_type(module.py())?)?;
     module.add_class::<PyDeviceQueue>()?;
-    module.add_class::<PyDriverQueue>()?;
-    module.add_class::<PyBatch>()?;
-    module.add_class::<PyRequest>()
+    module.add_class::<PyDriverQueue>()
 }
 
 fn position_type(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
@@ -87,12 +89,12 @@ fn hung_up(fd: &OwnedFd) -> bool {
     unsafe { libc::poll(&mut entry, 1, 0) > 0 }
 }
 
-fn lock<T>(queue: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(queue: &Mutex<T>) -> MutexGuard<'_, T> {
     queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Look into a queue. If a data path is in the middle of a round, other Python threads run meanwhile.
-fn visit(queue: &SharedQueue) -> Visit<'_> {
+pub fn visit(queue: &SharedQueue) -> Visit<'_> {
     if let Some(visit) = queue.try_visit() {
         return visit;
     }
@@ -131,6 +133,7 @@ impl Args<'_> {
 #[pyclass(name = "DeviceQueue", module = "virtq._core", frozen)]
 pub struct PyDeviceQueue {
     pub queue: Arc<SharedQueue>,
+    shelf: Arc<Shelf>,
 }
 
 #[pymethods]
@@ -156,7 +159,8 @@ impl PyDeviceQueue {
         if let Some(inflight) = inflight {
             queue.attach_inflight(&inflight.region).map_err(to_py)?;
         }
-        Ok(Self { queue: Arc::new(SharedQueue::new(queue).map_err(PyOSError::new_err)?) })
+        let queue = Arc::new(SharedQueue::new(queue).map_err(PyOSError::new_err)?);
+        Ok(Self { shelf: Shelf::new(&queue), queue })
     }
 
     #[getter]
@@ -207,17 +211,36 @@ impl PyDeviceQueue {
 
     #[pyo3(signature = (max=65535))]
     fn take(&self, max: usize) -> PyResult<PyBatch> {
-        let mut batch = Batch::new();
-        visit(&self.queue).take(max, &mut batch).map_err(to_py)?;
-        Ok(PyBatch(Arc::new(Taken { queue: Arc::clone(&self.queue), batch: Mutex::new(batch) })))
+        self.shelf.take(max).map(PyBatch)
     }
 
     #[pyo3(signature = (batch, start=0))]
     fn put_back(&self, batch: &PyBatch, start: usize) -> PyResult<usize> {
-        if !Arc::ptr_eq(&batch.0.queue, &self.queue) {
-            return Err(PyValueError::new_err("the batch was taken from another queue"));
-        }
-        visit(&self.queue).put_back(&mut lock(&batch.0.batch), start).map_err(to_py)
+        batch.put_back(&self.queue, start)
+    }
+
+    fn serve(
+        &self,
+        py: Python<'_>,
+        handler: &Bound<'_, PyAny>,
+        finish: &Bound<'_, PyAny>,
+        failed: &Bound<'_, PyAny>,
+        max: usize,
+    ) -> PyResult<usize> {
+        crate::serve::serve(py, self.shelf.take(max)?, handler, finish, failed)
+    }
+
+    fn linger(&self, py: Python<'_>, microseconds: u32) -> bool {
+        let end = Instant::now() + Duration::from_micros(microseconds.min(LINGER_MOST_US).into());
+        py.detach(|| {
+            while !self.queue.visit().has_available() {
+                if Instant::now() >= end {
+                    return false;
+                }
+                std::hint::spin_loop();
+            }
+            true
+        })
     }
 
     fn flush(&self) -> PyResult<usize> {
@@ -289,222 +312,17 @@ impl PyDeviceQueue {
     }
 }
 
-/// A batch with the queue that it came from.
-struct Taken {
-    queue: Arc<SharedQueue>,
-    batch: Mutex<Batch>,
-}
-
-impl Taken {
-    fn buffer(&self, index: usize) -> PyResult<Buffer> {
-        lock(&self.batch).buffers.get(index).copied().ok_or_else(|| to_py(QueueError::Stale))
-    }
-
-    fn complete(&self, index: usize, written: u64) -> PyResult<()> {
-        let written = u32::try_from(written)
-            .map_err(|_| PyValueError::new_err(format!("{written} bytes exceed 2^32 - 1")))?;
-        let batch = lock(&self.batch);
-        if index >= batch.buffers.len() {
-            return Err(to_py(QueueError::Stale));
-        }
-        visit(&self.queue).complete(&batch, index, written).map_err(to_py)
-    }
-}
-
-#[pyclass(name = "Batch", module = "virtq._core", frozen)]
-pub struct PyBatch(Arc<Taken>);
-
-#[derive(FromPyObject)]
-enum Written {
-    Same(u64),
-    Each(Vec<u64>),
-}
-
-#[pymethods]
-impl PyBatch {
-    fn __len__(&self) -> usize {
-        lock(&self.0.batch).buffers.len()
-    }
-
-    fn __getitem__(&self, index: isize) -> PyResult<PyRequest> {
-        let len = self.__len__();
-        let at = if index < 0 { index + len as isize } else { index };
-        let at = usize::try_from(at).ok().filter(|at| *at < len);
-        let index = at.ok_or_else(|| PyIndexError::new_err("batch index out of range"))?;
-        Ok(PyRequest { taken: Arc::clone(&self.0), index, read: 0, written: 0 })
-    }
-
-    fn __iter__(&self) -> BatchIterator {
-        BatchIterator { taken: Arc::clone(&self.0), next: 0 }
-    }
-
-    fn readable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        lengths(py, lock(&self.0.batch).buffers.iter().map(|buffer| buffer.readable))
-    }
-
-    fn writable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        lengths(py, lock(&self.0.batch).buffers.iter().map(|buffer| buffer.writable))
-    }
-
-    fn read_all<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-        let batch = lock(&self.0.batch);
-        batch.buffers.iter().map(|buffer| read(py, &batch, buffer, 0, u64::MAX)).collect()
-    }
-
-    #[pyo3(signature = (written=Written::Same(0)))]
-    fn complete(&self, written: Written) -> PyResult<()> {
-        let count = self.__len__();
-        match written {
-            Written::Same(written) => (0..count).try_for_each(|i| self.0.complete(i, written)),
-            Written::Each(each) if each.len() == count => {
-                each.into_iter().enumerate().try_for_each(|(i, one)| self.0.complete(i, one))
-            }
-            Written::Each(each) => Err(PyValueError::new_err(format!(
-                "{} written lengths for {count} buffers",
-                each.len()
-            ))),
-        }
-    }
-}
-
-fn lengths<'py>(py: Python<'py>, values: impl Iterator<Item = u64>) -> PyResult<Bound<'py, PyAny>> {
-    let raw: Vec<u8> = values.flat_map(u64::to_ne_bytes).collect();
-    let bytes = PyBytes::new(py, &raw);
-    py.import("builtins")?.getattr("memoryview")?.call1((bytes,))?.call_method1("cast", ("Q",))
-}
-
-fn read<'py>(
-    py: Python<'py>,
-    batch: &Batch,
-    buffer: &Buffer,
-    offset: u64,
-    length: u64,
-) -> PyResult<Bound<'py, PyBytes>> {
-    let length = buffer.readable.saturating_sub(offset).min(length) as usize;
-    PyBytes::new_with(py, length, |into| {
-        batch.read_at(buffer, offset, into);
-        Ok(())
-    })
-}
-
-#[pyclass(module = "virtq._core")]
-struct BatchIterator {
-    taken: Arc<Taken>,
-    next: usize,
-}
-
-#[pymethods]
-impl BatchIterator {
-    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
-        slf
-    }
-
-    fn __next__(&mut self) -> Option<PyRequest> {
-        let index = self.next;
-        if index >= lock(&self.taken.batch).buffers.len() {
-            return None;
-        }
-        self.next += 1;
-        Some(PyRequest { taken: Arc::clone(&self.taken), index, read: 0, written: 0 })
-    }
-}
-
-#[pyclass(name = "Request", module = "virtq._core")]
-pub struct PyRequest {
-    taken: Arc<Taken>,
-    index: usize,
-    read: u64,
-    written: u64,
-}
-
-impl PyRequest {
-    fn put(&mut self, offset: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let buffer = self.taken.buffer(self.index)?;
-        let batch = lock(&self.taken.batch);
-        let end = with_bytes(data, |bytes| {
-            let end = offset.saturating_add(bytes.len() as u64);
-            if end <= buffer.writable {
-                batch.write_at(&buffer, offset, bytes);
-            }
-            end
-        })?;
-        if end > buffer.writable {
-            return Err(PyValueError::new_err(format!(
-                "{} bytes at offset {offset} exceed the {} device-writable bytes",
-                end - offset,
-                buffer.writable
-            )));
-        }
-        self.written = self.written.max(end);
-        Ok(())
-    }
-}
-
-#[pymethods]
-impl PyRequest {
-    #[getter]
-    fn readable(&self) -> PyResult<u64> {
-        Ok(self.taken.buffer(self.index)?.readable)
-    }
-
-    #[getter]
-    fn writable(&self) -> PyResult<u64> {
-        Ok(self.taken.buffer(self.index)?.writable)
-    }
-
-    #[getter]
-    fn written(&self) -> u64 {
-        self.written
-    }
-
-    #[getter]
-    fn outstanding(&self) -> bool {
-        visit(&self.taken.queue).is_taken(&lock(&self.taken.batch), self.index)
-    }
-
-    #[getter]
-    fn queue_index(&self) -> u16 {
-        visit(&self.taken.queue).setup().index
-    }
-
-    #[pyo3(signature = (length=-1))]
-    fn read<'py>(&mut self, py: Python<'py>, length: i64) -> PyResult<Bound<'py, PyBytes>> {
-        let length = u64::try_from(length).unwrap_or(u64::MAX);
-        let buffer = self.taken.buffer(self.index)?;
-        let bytes = read(py, &lock(&self.taken.batch), &buffer, self.read, length)?;
-        self.read += bytes.as_bytes().len() as u64;
-        Ok(bytes)
-    }
-
-    fn write(&mut self, data: &Bound<'_, PyAny>) -> PyResult<u64> {
-        self.put(self.written, data)?;
-        Ok(self.written)
-    }
-
-    fn write_at(&mut self, offset: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.put(offset, data)
-    }
-
-    fn segments(&self) -> PyResult<Vec<(u64, u32, bool)>> {
-        let buffer = self.taken.buffer(self.index)?;
-        let batch = lock(&self.taken.batch);
-        let readable = batch.readable(&buffer).iter().map(|part| (part.addr, part.len, false));
-        let writable = batch.writable(&buffer).iter().map(|part| (part.addr, part.len, true));
-        Ok(readable.chain(writable).collect())
-    }
-
-    #[pyo3(signature = (written=None))]
-    fn complete(&self, written: Option<u64>) -> PyResult<()> {
-        self.taken.complete(self.index, written.unwrap_or(self.written))
-    }
-}
-
 #[pyclass(name = "DriverQueue", module = "virtq._core", frozen)]
 pub struct PyDriverQueue {
     queue: Mutex<DriverQueue>,
 }
 
 impl PyDriverQueue {
+    /// The queue, for a load that works on it.
+    pub fn lock(&self) -> MutexGuard<'_, DriverQueue> {
+        lock(&self.queue)
+    }
+
     fn reap_some(&self, max: usize) -> PyResult<Vec<Reaped>> {
         let mut queue = lock(&self.queue);
         let mut reaped = Vec::with_capacity(max.min(queue.outstanding()));

@@ -18,8 +18,8 @@ pub enum AnyOrder {}
 
 /// The two orders, with the bookkeeping that each needs.
 pub trait Order {
-    /// Whether buffers leave as they came.
-    const IN_ORDER: bool;
+    /// Whether one used entry may cover several buffers.
+    const MERGES: bool;
     /// What the device half has taken and not yet used.
     type Taken: Taken;
     /// What the driver half has added and not yet reaped.
@@ -27,13 +27,13 @@ pub trait Order {
 }
 
 impl Order for InOrder {
-    const IN_ORDER: bool = true;
+    const MERGES: bool = true;
     type Taken = TakenQueue;
-    type Added = AddedQueue;
+    type Added = AddedRuns;
 }
 
 impl Order for AnyOrder {
-    const IN_ORDER: bool = false;
+    const MERGES: bool = false;
     type Taken = TakenTable;
     type Added = AddedTable;
 }
@@ -64,6 +64,10 @@ pub trait Taken {
     fn new(size: u16) -> Self;
     /// Whether a buffer of this identifier may be taken now.
     fn admits(&self, id: u16) -> bool;
+    /// A burst begins: none of its buffers were seen yet.
+    fn begin_burst(&mut self);
+    /// Whether a buffer of this identifier may be part of the burst; it was none of it before.
+    fn admits_to_burst(&mut self, id: u16) -> bool;
     /// A buffer was taken.
     fn push(&mut self, id: u16, slots: u16, writable: u64) -> Token;
     /// The newest taken buffer goes back; returns its slots.
@@ -150,6 +154,15 @@ impl Taken for TakenQueue {
     #[inline]
     fn admits(&self, _id: u16) -> bool {
         self.tail.wrapping_sub(self.head) <= self.mask
+    }
+
+    #[inline]
+    fn begin_burst(&mut self) {}
+
+    /// In order, an identifier is not what tells buffers apart.
+    #[inline]
+    fn admits_to_burst(&mut self, _id: u16) -> bool {
+        true
     }
 
     #[inline]
@@ -248,6 +261,9 @@ pub struct TakenTable {
     taken: usize,
     /// Serial of the newest buffer taken.
     serial: u32,
+    /// The burst in which an identifier was seen last.
+    bursts: Vec<u32>,
+    burst: u32,
 }
 
 impl TakenTable {
@@ -268,12 +284,33 @@ impl Taken for TakenTable {
             gone: 0,
             taken: 0,
             serial: 0,
+            bursts: vec![0; size.into()],
+            burst: 0,
         }
     }
 
     #[inline]
     fn admits(&self, id: u16) -> bool {
         self.entries.get(usize::from(id)).is_none_or(|entry| entry.state != State::Taken)
+    }
+
+    #[inline]
+    fn begin_burst(&mut self) {
+        self.burst = self.burst.wrapping_add(1);
+        if self.burst == 0 {
+            self.bursts.fill(0);
+            self.burst = 1;
+        }
+    }
+
+    /// Bursts are looked at while nothing is taken.
+    #[inline]
+    fn admits_to_burst(&mut self, id: u16) -> bool {
+        let index = usize::from(id);
+        if index >= self.bursts.len() {
+            self.bursts.resize(index + 1, 0);
+        }
+        std::mem::replace(&mut self.bursts[index], self.burst) != self.burst
     }
 
     #[inline]
@@ -376,6 +413,20 @@ impl Sent {
     }
 }
 
+/// Buffers that leave together, added one after the other under cookies that count up, each with the
+/// same slots and writable bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SentRun {
+    /// The cookie of the first.
+    pub cookie: u64,
+    /// How many.
+    pub count: u16,
+    /// Device-writable bytes of each.
+    pub writable: u32,
+    /// Descriptor slots of each.
+    pub slots: u16,
+}
+
 /// What the driver half has added and not yet reaped, and which identifiers and split descriptors
 /// are free. Descriptors of a split chain follow `next_slot`, which only this side ever reads.
 pub trait Added {
@@ -388,6 +439,9 @@ pub trait Added {
     fn next_slot(&self, slot: u16) -> u16;
     /// A buffer was added; `after` is the split descriptor that follows its last one.
     fn push(&mut self, sent: Sent, after: u16);
+    /// `first` and `count - 1` more like it were added, each in one slot, the cookies, serials and (in
+    /// order) identifiers counting up; `place` is told the identifier of each. There is room for all.
+    fn push_singles(&mut self, first: Sent, count: u16, place: impl FnMut(u16, u16));
     /// How many buffers, oldest first, a used entry with this identifier covers, and the
     /// device-writable bytes of the last of them; None if it is not outstanding among the first
     /// `published` added.
@@ -395,34 +449,81 @@ pub trait Added {
     /// How many buffers behind the oldest `skip` a used entry with this identifier covers, and their
     /// slots; None if it is not outstanding.
     fn covered_slots(&self, id: u32, skip: usize) -> Option<(usize, u32)>;
-    /// Remove the buffer that leaves next under this identifier and free its places: in a split
-    /// ring its descriptors, in a packed one its identifier.
-    fn pop(&mut self, id: u16, split: bool) -> Sent;
+    /// Remove the buffer that leaves next under this identifier, and up to `most` in all of those like
+    /// it that leave with it, and free their places: in a split ring the descriptors, in a packed one
+    /// the identifiers.
+    fn pop(&mut self, id: u16, most: u16, split: bool) -> SentRun;
     /// Buffers outstanding.
     fn len(&self) -> usize;
     /// Nothing is outstanding.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Remove all, oldest first.
-    fn drain(&mut self) -> Vec<Sent>;
+    /// Remove all; their cookies, oldest first.
+    fn drain(&mut self) -> Vec<u64>;
     /// The next split descriptor (0 where there is no such order).
     fn cursor(&self) -> u16;
     /// Set the next split descriptor.
     fn set_cursor(&mut self, slot: u16);
 }
 
-/// In order: the free descriptors are a counter.
+/// Outstanding buffers that follow each other in every way.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    cookie: u64,
+    writable: u32,
+    count: u16,
+    slots: u16,
+    /// Identifier of the first; that of each other is `slots` further on, round the ring.
+    id: u16,
+}
+
+/// In order: the free descriptors are a counter, and what is outstanding is a queue of runs. A batch
+/// that is added at once is one of them, however long it is.
 #[derive(Debug)]
-pub struct AddedQueue {
-    queue: VecDeque<Sent>,
+pub struct AddedRuns {
+    runs: VecDeque<Run>,
+    /// Buffers of all runs, and the serial of the oldest.
+    len: usize,
+    oldest: u64,
     size: u16,
     cursor: u16,
 }
 
-impl Added for AddedQueue {
+impl AddedRuns {
+    /// The identifier `slots` after `id`, round the ring.
+    #[inline]
+    fn after(&self, id: u16, slots: u32) -> u16 {
+        let (at, size) = (u32::from(id) + slots, u32::from(self.size));
+        (if at >= size { at - size } else { at }) as u16
+    }
+
+    #[inline]
+    fn push_run(&mut self, run: Run, serial: u64) {
+        if self.len == 0 {
+            self.oldest = serial;
+        }
+        self.len += usize::from(run.count);
+        if let Some(last) = self.runs.back() {
+            // At most the slots of the ring.
+            let slots = u32::from(last.count) * u32::from(last.slots);
+            if last.slots == run.slots
+                && last.writable == run.writable
+                && last.cookie.wrapping_add(last.count.into()) == run.cookie
+                && self.after(last.id, slots) == run.id
+                && let Some(last) = self.runs.back_mut()
+            {
+                last.count += run.count;
+                return;
+            }
+        }
+        self.runs.push_back(run);
+    }
+}
+
+impl Added for AddedRuns {
     fn new(size: u16) -> Self {
-        Self { queue: VecDeque::with_capacity(size.into()), size, cursor: 0 }
+        Self { runs: VecDeque::with_capacity(64), len: 0, oldest: 0, size, cursor: 0 }
     }
 
     /// Split: the cursor. Packed: the slot itself, which is unique among outstanding buffers. Both
@@ -439,46 +540,98 @@ impl Added for AddedQueue {
 
     #[inline]
     fn push(&mut self, sent: Sent, after: u16) {
-        self.queue.push_back(sent);
+        let Sent { cookie, writable, slots, id, serial } = sent;
+        self.push_run(Run { cookie, writable, count: 1, slots, id }, serial);
         self.cursor = after;
     }
 
     #[inline]
+    fn push_singles(&mut self, first: Sent, count: u16, mut place: impl FnMut(u16, u16)) {
+        let Sent { cookie, writable, id, serial, .. } = first;
+        let straight = count.min(self.size - id);
+        for at in 0..straight {
+            place(at, id + at);
+        }
+        for at in straight..count {
+            place(at, at - straight);
+        }
+        self.push_run(Run { cookie, writable, count, slots: 1, id }, serial);
+        self.cursor = self.after(id, count.into());
+    }
+
+    #[inline]
     fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)> {
-        for (position, sent) in self.queue.iter().enumerate() {
-            if sent.serial >= published {
+        let size = u32::from(self.size);
+        if id >= size {
+            return None;
+        }
+        // All before the newest `len` were published, and all are within one lap.
+        let visible = published.wrapping_sub(self.oldest).min(self.len as u64) as u32;
+        let mut before = 0;
+        for run in &self.runs {
+            if before >= visible {
                 return None;
             }
-            if u32::from(sent.id) == id {
-                return Some((position as u16 + 1, sent.writable));
+            let first = u32::from(run.id);
+            let distance = if id >= first { id - first } else { id + size - first };
+            let slots = u32::from(run.slots);
+            let (place, rest) =
+                if slots == 1 { (distance, 0) } else { (distance / slots, distance % slots) };
+            if place < run.count.into() && rest == 0 {
+                let position = before + place;
+                return (position < visible).then_some((position as u16 + 1, run.writable));
             }
+            before += u32::from(run.count);
         }
         None
     }
 
     fn covered_slots(&self, id: u32, skip: usize) -> Option<(usize, u32)> {
-        let mut slots = 0;
-        for (position, sent) in self.queue.iter().skip(skip).enumerate() {
-            slots += u32::from(sent.slots);
-            if u32::from(sent.id) == id {
-                return Some((position + 1, slots));
+        let (mut position, mut slots) = (0, 0);
+        for run in &self.runs {
+            for place in 0..u32::from(run.count) {
+                position += 1;
+                if position <= skip {
+                    continue;
+                }
+                slots += u32::from(run.slots);
+                if u32::from(self.after(run.id, place * u32::from(run.slots))) == id {
+                    return Some((position - skip, slots));
+                }
             }
         }
         None
     }
 
     #[inline]
-    fn pop(&mut self, _id: u16, _split: bool) -> Sent {
-        self.queue.pop_front().expect("covered() was asked first")
+    fn pop(&mut self, _id: u16, most: u16, _split: bool) -> SentRun {
+        let size = u32::from(self.size);
+        let run = self.runs.front_mut().expect("covered() was asked first");
+        let count = run.count.min(most);
+        let sent = SentRun { cookie: run.cookie, count, writable: run.writable, slots: run.slots };
+        self.len -= usize::from(count);
+        self.oldest += u64::from(count);
+        if count == run.count {
+            self.runs.pop_front();
+        } else {
+            let at = u32::from(run.id) + u32::from(count) * u32::from(run.slots);
+            run.id = (if at >= size { at - size } else { at }) as u16;
+            run.cookie = run.cookie.wrapping_add(count.into());
+            run.count -= count;
+        }
+        sent
     }
 
     fn len(&self) -> usize {
-        self.queue.len()
+        self.len
     }
 
-    fn drain(&mut self) -> Vec<Sent> {
+    fn drain(&mut self) -> Vec<u64> {
         self.cursor = 0;
-        self.queue.drain(..).collect()
+        self.len = 0;
+        let cookies =
+            |run: Run| (0..u64::from(run.count)).map(move |at| run.cookie.wrapping_add(at));
+        self.runs.drain(..).flat_map(cookies).collect()
     }
 
     fn cursor(&self) -> u16 {
@@ -527,6 +680,20 @@ impl Added for AddedTable {
     }
 
     #[inline]
+    fn push_singles(&mut self, first: Sent, count: u16, mut place: impl FnMut(u16, u16)) {
+        let mut sent = first;
+        for at in 0..count {
+            sent.id = self.free;
+            place(at, sent.id);
+            self.free = self.next[usize::from(sent.id)];
+            self.table[usize::from(sent.id)] = sent;
+            sent.cookie = sent.cookie.wrapping_add(1);
+            sent.serial += 1;
+        }
+        self.count += usize::from(count);
+    }
+
+    #[inline]
     fn covered(&self, id: u32, published: u64) -> Option<(u16, u32)> {
         match self.table.get(id as usize) {
             Some(sent) if !sent.is_free() && sent.serial < published => Some((1, sent.writable)),
@@ -542,31 +709,33 @@ impl Added for AddedTable {
     /// The buffer's links are still a chain of its places; the last one takes the free list behind
     /// it.
     #[inline]
-    fn pop(&mut self, id: u16, split: bool) -> Sent {
-        let sent = std::mem::take(&mut self.table[usize::from(id)]);
-        debug_assert!(!sent.is_free(), "covered() was asked first");
+    fn pop(&mut self, id: u16, _most: u16, split: bool) -> SentRun {
+        let Sent { cookie, writable, slots, .. } = self.table[usize::from(id)];
+        // Which makes it a free place of the table.
+        self.table[usize::from(id)].slots = 0;
+        debug_assert!(slots > 0, "covered() was asked first");
         let mut last = id;
         if split {
-            for _ in 1..sent.slots {
+            for _ in 1..slots {
                 last = self.next[usize::from(last)];
             }
         }
         self.next[usize::from(last)] = self.free;
         self.free = id;
         self.count -= 1;
-        sent
+        SentRun { cookie, count: 1, writable, slots }
     }
 
     fn len(&self) -> usize {
         self.count
     }
 
-    fn drain(&mut self) -> Vec<Sent> {
+    fn drain(&mut self) -> Vec<u64> {
         let mut all: Vec<Sent> =
             self.table.iter().copied().filter(|sent| !sent.is_free()).collect();
         all.sort_by_key(|sent| sent.serial);
         *self = Self::new(self.table.len() as u16);
-        all
+        all.into_iter().map(|sent| sent.cookie).collect()
     }
 
     fn cursor(&self) -> u16 {

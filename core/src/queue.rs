@@ -11,7 +11,7 @@ use crate::order::{AnyOrder, InOrder};
 use crate::ring::packed::{PackedAreas, PackedDevice, PackedDriver};
 use crate::ring::split::{SplitAreas, SplitDevice, SplitDriver};
 use crate::ring::{
-    Batch, DESCRIPTOR_SIZE, DeviceHalf, DriverHalf, IndirectTables, Piece, Position,
+    Batch, Burst, DESCRIPTOR_SIZE, DeviceHalf, DriverHalf, IndirectTables, Piece, Position,
     QUEUE_SIZE_MAX, Reaped, feature,
 };
 
@@ -205,7 +205,8 @@ macro_rules! device_ring {
     };
 }
 
-/// The device half of a virtqueue.
+/// The device half of a virtqueue. On lines of its own: the other half may be its neighbour.
+#[repr(align(128))]
 pub struct DeviceQueue {
     ring: DeviceRing,
     setup: Setup,
@@ -434,6 +435,44 @@ impl DeviceQueue {
                 .is_some_and(|buffer| device_ring!(&self.ring, ring => ring.is_taken(buffer.token)))
     }
 
+    /// Look at up to `max` plain buffers that are available next: direct, in one region each, all
+    /// device-readable or (`write`) all device-writable. Returns how many; none where something else
+    /// comes next or buffers are outstanding, and then `take` tells. Nothing is taken before `retire`.
+    #[inline]
+    pub fn gather(
+        &mut self,
+        max: usize,
+        write: bool,
+        burst: &mut Burst,
+    ) -> Result<usize, QueueError> {
+        if self.stopped {
+            return Err(QueueError::Stopped);
+        }
+        let result = device_ring!(&mut self.ring, ring => ring.gather(max, write, burst));
+        self.watch(result)
+    }
+
+    /// Take the first `count` buffers of the burst gathered last, use them with what was written to
+    /// each, and publish them. `call` is still to be asked. The rest is as if it was never looked at.
+    #[inline]
+    pub fn retire(&mut self, burst: &Burst, count: usize, write: bool) -> Result<(), QueueError> {
+        if self.stopped {
+            return Err(QueueError::Stopped);
+        }
+        let result = device_ring!(&mut self.ring, ring => ring.retire(burst, count, write));
+        let entries = self.watch(result)?;
+        if count > 0 {
+            self.stats.batches += 1;
+            self.stats.buffers += count as u64;
+            self.stats.used_entries += entries as u64;
+            let (read, written) = burst.bytes(count, write);
+            self.stats.bytes_read += read;
+            self.stats.bytes_written += written;
+            self.call_due = true;
+        }
+        Ok(())
+    }
+
     /// Publish what may leave; returns how many buffers.
     pub fn flush(&mut self) -> Result<usize, QueueError> {
         if self.stopped {
@@ -558,12 +597,14 @@ pub struct IndirectSetup {
     pub length: u16,
 }
 
-/// The driver half of a virtqueue.
+/// The driver half of a virtqueue, likewise.
+#[repr(align(128))]
 pub struct DriverQueue {
     ring: DriverRing,
     setup: Setup,
     kick: Option<Event>,
     call: Option<Event>,
+    memory: Arc<Memory>,
     stats: DriverStats,
 }
 
@@ -585,6 +626,7 @@ impl DriverQueue {
         }
         let indirect = indirect.filter(|_| features & feature::INDIRECT_DESC != 0);
         let tables = indirect.map(|tables| tables.map(&memory, size)).transpose()?;
+        let held = Arc::clone(&memory);
         let ring = if setup.is_packed() {
             let areas = setup.packed_areas(&memory)?;
             if setup.is_in_order() {
@@ -608,12 +650,18 @@ impl DriverQueue {
                 ))
             }
         };
-        Ok(Self { ring, setup, kick: None, call: None, stats: DriverStats::default() })
+        let stats = DriverStats::default();
+        Ok(Self { ring, setup, kick: None, call: None, memory: held, stats })
     }
 
     /// Where it is and what was negotiated.
     pub fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    /// The memory that its rings and buffers are in.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// Counters.

@@ -433,11 +433,14 @@ class Stub:
         self.takes = list(takes)
         self.taken = 0
 
-    def take(self, max: int) -> list[Request]:
+    def serve(self, handler: object, finish: object, failed: object, max: int) -> int:
         self.taken += 1
         if self.takes and (error := self.takes.pop(0)):
             raise error
-        return []
+        return 0
+
+    def linger(self, microseconds: int) -> bool:
+        return False
 
     def enable_kicks(self) -> bool:
         return False

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import click
 
-from virtq.cli import blk, demo, features, probe, serve
+from virtq.cli import bench, blk, demo, features, probe, serve
 from virtq.cli.failures import EXIT_FAILED, EXIT_INTERRUPTED, one_line
 from virtq.cli.output import say
 from virtq.errors import VirtqError
@@ -51,7 +51,14 @@ def cli(verbose: int) -> None:
     logging.basicConfig(level=level, format="virtq: %(message)s", stream=sys.stderr, force=True)
 
 
-for command in (demo.demo, serve.serve, probe.probe, blk.blk, features.features):
+for command in (
+    demo.demo,
+    serve.serve,
+    probe.probe,
+    blk.blk,
+    features.features,
+    bench.bench,
+):
     cli.add_command(command)
 
 

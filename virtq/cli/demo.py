@@ -58,7 +58,7 @@ def demo(seconds: float, picture: str | None, as_json: bool) -> int:
         with beginning():
             _check_picture(Path(picture))
     begun = time.monotonic()
-    with _interruptible():
+    with interruptible():
         outcomes = _run(seconds)
     elapsed = time.monotonic() - begun
     if picture is not None:
@@ -82,7 +82,7 @@ def _check_picture(path: Path) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM ends this as Ctrl-C does: the second process and the files go with it."""
 
     def stop(number: int, frame: FrameType | None) -> None:

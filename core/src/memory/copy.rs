@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use chunk::{Chunk, get, of_words, put};
+
 /// Copies `into.len()` bytes out of shared memory. A naturally aligned 1, 2, 4 or 8 bytes are one
 /// access.
 ///
@@ -26,6 +28,8 @@ pub unsafe fn copy_from_shared(from: *const u8, into: &mut [u8]) {
         2 => word!(u16),
         4 => word!(u32),
         8 => word!(u64),
+        // SAFETY: valid by contract.
+        CHUNK..=WIDE_MAX => return unsafe { copy_wide(from, into.as_mut_ptr(), into.len()) },
         _ => {}
     }
     // SAFETY: valid by contract; they may overlap.
@@ -57,11 +61,134 @@ pub unsafe fn copy_to_shared(into: *mut u8, from: &[u8]) {
         2 => word!(u16),
         4 => word!(u32),
         8 => word!(u64),
+        // SAFETY: valid by contract.
+        CHUNK..=WIDE_MAX => return unsafe { copy_wide(from.as_ptr(), into, from.len()) },
         _ => {}
     }
     // SAFETY: valid by contract; they may overlap, as the caller's bytes may be a view of guest memory.
     unsafe { into.copy_from(from.as_ptr(), from.len()) };
     compiler_fence(Ordering::SeqCst);
+}
+
+/// Ask for a line of memory that will be read soon. Any address will do.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which has no other effect and faults nowhere.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Fills shared memory with a word, the last of them cut where the length is no multiple of eight.
+///
+/// # Safety
+/// `into` must be valid for writing `len` bytes.
+#[inline]
+pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
+    let chunk = of_words(word);
+    let whole = len - len % CHUNK;
+    for at in (0..whole).step_by(CHUNK) {
+        // SAFETY: valid by contract.
+        unsafe { put(into.add(at), chunk) };
+    }
+    let words = [word, word];
+    // SAFETY: as above.
+    unsafe { into.add(whole).copy_from(words.as_ptr().cast(), len - whole) };
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// What is moved at once.
+const CHUNK: usize = size_of::<Chunk>();
+/// Above it a call of the C library's function pays.
+const WIDE_MAX: usize = 128;
+
+/// Copies `len` bytes, `CHUNK` at least, in chunks of which the last may overlap the one before; what
+/// comes to stand in `into` was read once. Where both ranges overlap, the bytes may be mixed.
+#[inline(always)]
+unsafe fn copy_wide(from: *const u8, into: *mut u8, len: usize) {
+    // SAFETY: within both ranges.
+    unsafe {
+        if len == 4 * CHUNK {
+            // A packet of the smallest size: all loads before all stores.
+            let line: [Chunk; 4] = std::array::from_fn(|at| get(from.add(at * CHUNK)));
+            for (at, chunk) in line.into_iter().enumerate() {
+                put(into.add(at * CHUNK), chunk);
+            }
+            return;
+        }
+        for at in (0..len - CHUNK).step_by(CHUNK) {
+            put(into.add(at), get(from.add(at)));
+        }
+        let last = len - CHUNK;
+        put(into.add(last), get(from.add(last)));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod chunk {
+    use std::arch::asm;
+    use std::arch::x86_64::__m128i;
+
+    pub type Chunk = __m128i;
+
+    /// One load, which the compiler neither repeats nor takes apart.
+    #[inline(always)]
+    pub unsafe fn get(from: *const u8) -> Chunk {
+        let chunk;
+        // SAFETY: valid by contract; needs no alignment.
+        unsafe {
+            asm!("movups {}, [{}]", out(xmm_reg) chunk, in(reg) from,
+                options(nostack, preserves_flags, readonly));
+        }
+        chunk
+    }
+
+    /// One store.
+    #[inline(always)]
+    pub unsafe fn put(into: *mut u8, chunk: Chunk) {
+        // SAFETY: as above.
+        unsafe {
+            asm!("movups [{}], {}", in(reg) into, in(xmm_reg) chunk,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    pub fn of_words(word: u64) -> Chunk {
+        // SAFETY: both are 16 bytes without padding.
+        unsafe { std::mem::transmute([word, word]) }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod chunk {
+    use std::sync::atomic::{Ordering, compiler_fence};
+
+    pub type Chunk = [u64; 2];
+
+    #[inline(always)]
+    pub unsafe fn get(from: *const u8) -> Chunk {
+        // SAFETY: valid by contract.
+        let chunk = unsafe { from.cast::<Chunk>().read_unaligned() };
+        // Without it the compiler might read the source again instead of the copy.
+        compiler_fence(Ordering::SeqCst);
+        chunk
+    }
+
+    #[inline(always)]
+    pub unsafe fn put(into: *mut u8, chunk: Chunk) {
+        // SAFETY: as above.
+        unsafe { into.cast::<Chunk>().write_unaligned(chunk) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    pub fn of_words(word: u64) -> Chunk {
+        [word, word]
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! Data paths that run without the interpreter: each queue on a thread of its own.
 
 pub mod blk;
+pub mod load;
+pub mod loopback;
 pub mod net;
+pub mod poller;
 pub mod shared;
 pub mod worker;
 
+pub use poller::Poller;
 pub use shared::{Knock, SharedQueue, Visit};
 pub use worker::{Path, Wait, Wants, Worker};

@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::SharedQueue;
+use super::poller::{Member, Poller, Turn};
 use crate::error::QueueError;
 use crate::queue::{DeviceQueue, Event};
 use crate::ring::Position;
@@ -25,6 +26,8 @@ pub enum Wait {
 
 /// How long `Wait::Adaptive` looks before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
+/// How long `Wait::Poll` looks before it lets others on its processor go first.
+pub(super) const PATIENCE: Duration = Duration::from_micros(10);
 /// How long to sleep where the driver promised no notification.
 const NAP_MS: i32 = 1;
 
@@ -61,12 +64,44 @@ struct Control {
     /// Signalled when `trouble` is set, for whoever watches over the path.
     attention: Event,
     trouble: Mutex<Option<QueueError>>,
+    /// On a thread that it shares: whether it has left it.
+    left: Mutex<bool>,
+    leaves: Condvar,
 }
 
-/// A path on its thread. Dropping it stops the thread.
+impl Control {
+    fn new(shared: Arc<SharedQueue>, enabled: bool) -> io::Result<Arc<Self>> {
+        let attention = Event::create()?;
+        if !shared.attach() {
+            return Err(io::Error::other("another data path works on this queue"));
+        }
+        Ok(Arc::new(Self {
+            shared,
+            stop: AtomicBool::new(false),
+            enabled: AtomicBool::new(enabled),
+            attention,
+            trouble: Mutex::new(None),
+            left: Mutex::new(false),
+            leaves: Condvar::new(),
+        }))
+    }
+
+    fn report(&self, error: QueueError) {
+        *self.trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+        self.attention.signal();
+    }
+}
+
+/// A path on its thread, or on one that it shares. Dropping it stops it.
 pub struct Worker {
     control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
+}
+
+enum Thread {
+    Own(JoinHandle<()>),
+    Shared,
+    Ended,
 }
 
 impl Worker {
@@ -78,21 +113,32 @@ impl Worker {
         wait: Wait,
         enabled: bool,
     ) -> io::Result<Self> {
-        let attention = Event::create()?;
-        if !shared.attach() {
-            return Err(io::Error::other("another data path works on this queue"));
-        }
-        let control = Arc::new(Control {
-            shared,
-            stop: AtomicBool::new(false),
-            enabled: AtomicBool::new(enabled),
-            attention,
-            trouble: Mutex::new(None),
-        });
+        let control = Control::new(shared, enabled)?;
         let theirs = Arc::clone(&control);
         let run = move || Run { control: &theirs, path, wait, idle_since: None }.run();
         match std::thread::Builder::new().name(name.into()).spawn(run) {
-            Ok(thread) => Ok(Self { control, thread: Some(thread) }),
+            Ok(thread) => Ok(Self { control, thread: Thread::Own(thread) }),
+            Err(error) => {
+                control.shared.detach();
+                Err(error)
+            }
+        }
+    }
+
+    /// Have a poller run `path` on `shared`, beside others. Fails as `start` does.
+    pub fn poll(
+        name: &str,
+        poller: &Arc<Poller>,
+        shared: Arc<SharedQueue>,
+        path: impl Path,
+        enabled: bool,
+    ) -> io::Result<Self> {
+        let control = Control::new(shared, enabled)?;
+        let theirs = Arc::clone(&control);
+        let seat = Seat { control: theirs, path: Some(path), began: false, rests: None };
+        // A seat that is dropped has left.
+        match poller.join(name, Box::new(seat)) {
+            Ok(()) => Ok(Self { control, thread: Thread::Shared }),
             Err(error) => {
                 control.shared.detach();
                 Err(error)
@@ -131,11 +177,20 @@ impl Worker {
     fn join(&mut self) {
         self.control.stop.store(true, Ordering::Relaxed);
         self.control.shared.wake().signal();
-        if let Some(thread) = self.thread.take() {
-            // A panicked path has printed its message; its queue stops all the same.
-            let _ = thread.join();
-            self.control.shared.detach();
+        match std::mem::replace(&mut self.thread, Thread::Ended) {
+            Thread::Own(thread) => {
+                // A panicked path has printed its message; its queue stops all the same.
+                let _ = thread.join();
+            }
+            Thread::Shared => {
+                let left =
+                    self.control.left.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let gone = self.control.leaves.wait_while(left, |left| !*left);
+                drop(gone);
+            }
+            Thread::Ended => return,
         }
+        self.control.shared.detach();
     }
 }
 
@@ -143,6 +198,87 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.join();
     }
+}
+
+/// A path at the table of a poller.
+struct Seat<P: Path> {
+    control: Arc<Control>,
+    /// None only while it is dropped.
+    path: Option<P>,
+    began: bool,
+    rests: Option<Rest>,
+}
+
+/// Why a path is not polled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Until somebody wakes it.
+    UntilWoken,
+    /// The queue is broken.
+    ForGood,
+}
+
+impl<P: Path> Member for Seat<P> {
+    fn turn(&mut self, look: bool) -> Turn {
+        let control = &self.control;
+        if control.stop.load(Ordering::Relaxed) {
+            return Turn::Over;
+        }
+        if let Some(rest) = self.rests {
+            if !look || !control.shared.wake().drain() || rest == Rest::ForGood {
+                return Turn::Asleep;
+            }
+            self.rests = None;
+        }
+        let enabled = control.enabled.load(Ordering::Relaxed);
+        let path = self.path.as_mut().expect("there until it is dropped");
+        let mut queue = control.shared.work();
+        if !std::mem::replace(&mut self.began, true) {
+            queue.disable_kicks();
+        }
+        match path.round(&mut queue, enabled) {
+            Ok(0) if is_only_woken(path) => {
+                self.rests = Some(Rest::UntilWoken);
+                Turn::Asleep
+            }
+            Ok(0) => Turn::Idle,
+            Ok(_) => Turn::Busy,
+            Err(error) => {
+                drop(queue);
+                let missing = matches!(error, QueueError::Miss { .. });
+                self.rests = Some(if missing { Rest::UntilWoken } else { Rest::ForGood });
+                control.report(error);
+                Turn::Asleep
+            }
+        }
+    }
+
+    fn wake(&self) -> &Event {
+        self.control.shared.wake()
+    }
+}
+
+impl<P: Path> Drop for Seat<P> {
+    fn drop(&mut self) {
+        // Before anybody is told that it has left.
+        self.path = None;
+        *self.control.left.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
+        self.control.leaves.notify_all();
+    }
+}
+
+/// Whether nothing comes to a path unless someone says so.
+fn is_only_woken(path: &impl Path) -> bool {
+    let wants = path.wants();
+    !wants.buffers && (!wants.source || path.source().is_none())
+}
+
+pub(super) fn sleep(fds: &[BorrowedFd<'_>], timeout_ms: i32) {
+    let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut entries: Vec<_> = fds.iter().map(|fd| entry(fd.as_raw_fd())).collect();
+    // SAFETY: the entries and the descriptors that they name live during the call. A signal
+    // ends it early, which costs one round.
+    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) };
 }
 
 struct Run<'a, P: Path> {
@@ -172,9 +308,9 @@ impl<P: Path> Run<'_, P> {
     /// Report, and sleep until it may be over: a fault stays, a missing translation may come.
     fn halt(&self, error: QueueError) {
         let for_good = !matches!(error, QueueError::Miss { .. });
-        self.report(error);
+        self.control.report(error);
         loop {
-            self.sleep(&[self.control.shared.wake().fd()], -1);
+            sleep(&[self.control.shared.wake().fd()], -1);
             self.control.shared.wake().drain();
             if !for_good || self.control.stop.load(Ordering::Relaxed) {
                 return;
@@ -182,17 +318,24 @@ impl<P: Path> Run<'_, P> {
         }
     }
 
-    fn report(&self, error: QueueError) {
-        let trouble = &self.control.trouble;
-        *trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
-        self.control.attention.signal();
-    }
-
     fn idle(&mut self, mut queue: std::sync::MutexGuard<'_, DeviceQueue>) {
         match self.wait {
             Wait::Poll => {
+                if is_only_woken(&self.path) {
+                    drop(queue);
+                    let wake = self.control.shared.wake();
+                    sleep(&[wake.fd()], -1);
+                    wake.drain();
+                    return;
+                }
                 drop(queue);
-                std::hint::spin_loop();
+                let since = *self.idle_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < PATIENCE {
+                    std::hint::spin_loop();
+                } else {
+                    // The processor may be another path's too.
+                    std::thread::yield_now();
+                }
                 return;
             }
             Wait::Adaptive => {
@@ -218,18 +361,10 @@ impl<P: Path> Run<'_, P> {
         fds.extend(kick.as_ref().map(|kick| kick.fd()));
         fds.extend(self.path.source().filter(|_| wants.source));
         let unnotified = wants.buffers && kick.is_none();
-        self.sleep(&fds, if unnotified { NAP_MS } else { -1 });
+        sleep(&fds, if unnotified { NAP_MS } else { -1 });
         wake.drain();
         let mut queue = self.control.shared.work();
         queue.drain_kick();
         queue.disable_kicks();
-    }
-
-    fn sleep(&self, fds: &[BorrowedFd<'_>], timeout_ms: i32) {
-        let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut entries: Vec<_> = fds.iter().map(|fd| entry(fd.as_raw_fd())).collect();
-        // SAFETY: the entries and the descriptors that they name live during the call. A signal
-        // ends it early, which costs one round.
-        unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) };
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Batch, Buffer, Common, DESCRIPTOR_SIZE, QUEUE_SIZE_MAX, Segment, flags};
 use crate::error::{Fault, QueueError};
-use crate::memory::{Access, Cache, Memory};
+use crate::memory::{Access, Cache, Guesses, Memory};
 use crate::order::Token;
 
 /// A descriptor as the other side wrote it, read once.
@@ -36,6 +36,7 @@ pub(super) struct Chain<'a> {
     batch: &'a mut Batch,
     memory: &'a Arc<Memory>,
     cache: &'a mut Cache,
+    guesses: &'a mut Guesses,
     head: u16,
     first: usize,
     readable_segments: u32,
@@ -53,6 +54,7 @@ impl<'a> Chain<'a> {
             batch,
             memory: &common.memory,
             cache: &mut common.cache,
+            guesses: &mut common.guesses,
             head,
             first,
             readable_segments: 0,
@@ -87,7 +89,10 @@ impl<'a> Chain<'a> {
         };
         let segments = &mut self.batch.segments;
         if len > 0
-            && let Some(ptr) = self.memory.hit(self.cache, addr, len.into())
+            && let Some(ptr) = self
+                .memory
+                .hit(self.cache, addr, len.into())
+                .or_else(|| self.memory.window(self.guesses, addr)?.locate(addr, len))
         {
             segments.push(Segment { ptr, addr, len });
             return Ok(());

@@ -2,6 +2,7 @@
 //! other.
 
 mod batch;
+mod burst;
 pub(crate) mod chain;
 pub mod packed;
 pub mod split;
@@ -10,10 +11,11 @@ use std::sync::Arc;
 
 use crate::error::{Fault, QueueError};
 use crate::inflight::Part;
-use crate::memory::{Cache, Memory};
-use crate::order::Token;
+use crate::memory::{Cache, Guesses, Memory, Window};
+use crate::order::{SentRun, Token};
 
 pub use batch::{Batch, Buffer, Segment, pieces};
+pub use burst::{BURST_MAX, Burst};
 
 /// Descriptor flags of both layouts.
 pub mod flags {
@@ -85,6 +87,29 @@ pub struct Reaped {
     pub written: u32,
 }
 
+/// How many of the pieces, from the first on, make buffers that are alike: any device-readable ones,
+/// device-writable ones of the same length.
+#[inline]
+fn alike(pieces: &[Piece], write: bool) -> usize {
+    if !write {
+        return pieces.len();
+    }
+    pieces.iter().take_while(|piece| piece.len == pieces[0].len).count()
+}
+
+/// Hand out buffers that left together; `short` is what was written to the last of them, where that
+/// is known.
+#[inline]
+fn reap_sent(sent: SentRun, short: Option<u32>, into: &mut Vec<Reaped>) -> usize {
+    let SentRun { cookie, count, writable, .. } = sent;
+    let one = |at| Reaped { cookie: cookie.wrapping_add(at), written: writable };
+    into.extend((0..u64::from(count)).map(one));
+    if let (Some(written), Some(last)) = (short, into.last_mut()) {
+        last.written = written;
+    }
+    count.into()
+}
+
 /// What both halves of both layouts hold beside the ring itself.
 struct Common {
     size: u16,
@@ -93,6 +118,9 @@ struct Common {
     broken: Option<Fault>,
     memory: Arc<Memory>,
     cache: Cache,
+    guesses: Guesses,
+    /// Where the last buffer of a burst was found.
+    window: Window,
 }
 
 impl Common {
@@ -104,6 +132,8 @@ impl Common {
             broken: None,
             memory,
             cache: Cache::default(),
+            guesses: Guesses::default(),
+            window: Window::NONE,
         }
     }
 
@@ -113,6 +143,22 @@ impl Common {
             Some(fault) => Err(QueueError::Broken(fault.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Look addresses up in a new snapshot from now on.
+    fn set_memory(&mut self, memory: Arc<Memory>) {
+        self.memory = memory;
+        self.window = Window::NONE;
+    }
+
+    /// Where a plain buffer is mapped, if it lies in one region and nothing else has to be done for
+    /// it: `window` is the region of the one before.
+    #[inline(always)]
+    fn locate(&mut self, window: &mut Window, addr: u64, len: u32) -> Option<*mut u8> {
+        window.locate(addr, len).or_else(|| {
+            *window = self.memory.window(&mut self.guesses, addr)?;
+            window.locate(addr, len)
+        })
     }
 
     /// A fault breaks the queue for good; a translation miss does not.
@@ -143,6 +189,13 @@ pub trait DeviceHalf {
     fn is_taken(&self, token: Token) -> bool;
     /// Publish what may leave; returns (buffers, used entries written).
     fn flush(&mut self) -> Result<(usize, usize), QueueError>;
+    /// Look at up to `max` plain buffers that are available next, all device-writable or all
+    /// device-readable; returns how many. None while other buffers are taken, and none where the next
+    /// one is not plain or not right: `take` deals with it. Nothing changes before `retire`.
+    fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError>;
+    /// Take the first `count` buffers of what was gathered last and use and publish them at once;
+    /// returns how many used entries were written.
+    fn retire(&mut self, burst: &Burst, count: usize, write: bool) -> Result<usize, QueueError>;
     /// Whether the driver wants a notification for what was published since the last question.
     fn call_wanted(&mut self) -> Result<bool, QueueError>;
     /// Ask for notifications; true if buffers are available already.
@@ -185,20 +238,8 @@ pub trait DriverHalf {
     ) -> Result<(), QueueError>;
     /// Add each piece as a buffer of its own, cookies counting up from `cookie`; returns how many
     /// fitted.
-    fn add_each(
-        &mut self,
-        pieces: &[Piece],
-        write: bool,
-        cookie: u64,
-    ) -> Result<usize, QueueError> {
-        let count = pieces.len().min(self.free());
-        for (at, piece) in pieces[..count].iter().enumerate() {
-            let piece = std::slice::from_ref(piece);
-            let (readable, writable) = if write { (&[][..], piece) } else { (piece, &[][..]) };
-            self.add(readable, writable, cookie.wrapping_add(at as u64))?;
-        }
-        Ok(count)
-    }
+    fn add_each(&mut self, pieces: &[Piece], write: bool, cookie: u64)
+    -> Result<usize, QueueError>;
     /// Descriptor slots that a buffer of so many pieces takes.
     fn slots_needed(&self, pieces: usize) -> usize;
     /// Make what was added available; returns how many buffers.

@@ -7,7 +7,9 @@
 
 mod counters;
 mod flow;
+mod frame;
 pub mod hub;
+pub mod load;
 mod pcap;
 mod port;
 mod receive;

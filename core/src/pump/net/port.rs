@@ -1,13 +1,16 @@
 //! What the packets of a device go to and come from, as the paths see it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{Counters, HEADER_BYTES, Ledger, ReceivePath, Tally, TransmitPath};
 use crate::memory::copy_from_shared;
-use crate::ring::{Batch, Segment, pieces};
+use crate::pump::Poller;
+use crate::ring::{Batch, Burst, Segment, pieces};
 
 /// A frame that the driver transmitted, where it lies in guest memory.
 #[derive(Clone, Copy)]
@@ -50,23 +53,59 @@ impl Frame<'_> {
 }
 
 /// The frames of one batch, none shorter or longer than a frame can be.
-pub struct Frames<'a> {
-    batch: &'a Batch,
-    chosen: &'a [usize],
+pub struct Frames<'a>(Lie<'a>);
+
+/// How they lie in memory.
+enum Lie<'a> {
+    /// Buffers of any form, those chosen.
+    Any(&'a Batch, &'a [usize]),
+    /// Each in one piece.
+    Plain(&'a [Segment]),
 }
 
 impl<'a> Frames<'a> {
     pub(super) fn new(batch: &'a Batch, chosen: &'a [usize]) -> Self {
-        Self { batch, chosen }
+        Self(Lie::Any(batch, chosen))
+    }
+
+    pub(super) fn plain(burst: &'a Burst) -> Self {
+        Self(Lie::Plain(burst.segments()))
+    }
+
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty)] // There is always one.
+    pub fn len(&self) -> usize {
+        match self.0 {
+            Lie::Any(_, chosen) => chosen.len(),
+            Lie::Plain(segments) => segments.len(),
+        }
+    }
+
+    /// The packets as one segment each, header and frame, where that is how all of them lie.
+    pub fn segments(&self) -> Option<&'a [Segment]> {
+        match self.0 {
+            Lie::Any(..) => None,
+            Lie::Plain(segments) => Some(segments),
+        }
     }
 
     /// The frames in the order in which they were sent.
     pub fn iter(&self) -> impl Iterator<Item = Frame<'a>> + use<'a> {
-        let batch = self.batch;
-        self.chosen.iter().map(|index| {
-            let buffer = &batch.buffers[*index];
-            Frame { segments: batch.readable(buffer), len: buffer.readable as usize - HEADER_BYTES }
-        })
+        let (chosen, plain) = match self.0 {
+            Lie::Any(batch, chosen) => (Some((batch, chosen)), &[][..]),
+            Lie::Plain(segments) => (None, segments),
+        };
+        let any = chosen.into_iter().flat_map(|(batch, chosen)| {
+            chosen.iter().map(move |index| {
+                let buffer = &batch.buffers[*index];
+                let len = buffer.readable as usize - HEADER_BYTES;
+                Frame { segments: batch.readable(buffer), len }
+            })
+        });
+        any.chain(plain.iter().map(|segment| Frame {
+            segments: std::slice::from_ref(segment),
+            len: segment.len as usize - HEADER_BYTES,
+        }))
     }
 }
 
@@ -81,6 +120,18 @@ pub trait Receiver: Send {
     /// Append the next packet, header and frame, to the empty `packet`; false if there is none now.
     /// What is passed over on the way is counted in `tally`.
     fn next(&mut self, packet: &mut Vec<u8>, tally: &mut Tally) -> bool;
+
+    /// Whether `fill` has packets now.
+    fn fills(&self) -> bool {
+        false
+    }
+
+    /// Put the next packets into plain buffers, one each from the first on, and say what was written;
+    /// returns how many. None where that is not possible: then `next` is asked. No frame may be larger
+    /// than `frame_bytes_max`.
+    fn fill(&mut self, _burst: &mut Burst, _frame_bytes_max: usize, _tally: &mut Tally) -> usize {
+        0
+    }
 
     /// The path ends before there were buffers for the packet that `next` gave last. By default it is
     /// lost, as it would be on a cable.
@@ -123,6 +174,8 @@ pub trait Link: Send + Sync {
 /// The port of one device: a link, and what passed it in each direction, whichever queues it used.
 pub struct Port {
     link: Arc<dyn Link>,
+    /// Of each queue pair, the thread that polls for it.
+    pollers: Mutex<BTreeMap<u16, Arc<Poller>>>,
     transmitted: Arc<Counters>,
     received: Arc<Counters>,
 }
@@ -130,12 +183,22 @@ pub struct Port {
 impl Port {
     /// A port that nothing has passed yet.
     pub fn new(link: Arc<dyn Link>) -> Self {
-        Self { link, transmitted: Arc::default(), received: Arc::default() }
+        let (transmitted, received) = (Arc::default(), Arc::default());
+        Self { link, pollers: Mutex::default(), transmitted, received }
     }
 
     /// What it leads to.
     pub fn link(&self) -> &dyn Link {
         self.link.as_ref()
+    }
+
+    /// What polls the paths of a queue pair, both directions on one thread.
+    pub fn poller(&self, pair: u16) -> io::Result<Arc<Poller>> {
+        let mut pollers = self.pollers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Ok(Arc::clone(match pollers.entry(pair) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(Arc::new(Poller::new()?)),
+        }))
     }
 
     /// What came from the driver, on all queues together.

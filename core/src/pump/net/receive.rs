@@ -9,7 +9,7 @@ use super::{
 use crate::error::QueueError;
 use crate::pump::{Path, Wants};
 use crate::queue::DeviceQueue;
-use crate::ring::Batch;
+use crate::ring::{Batch, Burst};
 
 const BUFFERS: Wants = Wants { buffers: true, source: false };
 const PACKETS: Wants = Wants { buffers: false, source: true };
@@ -33,6 +33,7 @@ pub struct ReceivePath {
     ledger: Ledger,
     mergeable: bool,
     frame_bytes_max: usize,
+    burst: Burst,
     batch: Batch,
     /// The first buffer of the batch that is not completed.
     next: usize,
@@ -60,6 +61,7 @@ impl ReceivePath {
             ledger,
             mergeable,
             frame_bytes_max: mtu.map_or(FRAME_BYTES_MAX, |mtu| FRAME_BYTES_MIN + usize::from(mtu)),
+            burst: Burst::new(),
             batch: Batch::new(),
             next: 0,
             packet: Vec::new(),
@@ -67,7 +69,29 @@ impl ReceivePath {
         }
     }
 
+    /// Let the port fill plain buffers, one packet each; None where that is not possible.
+    fn fill(
+        &mut self,
+        queue: &mut DeviceQueue,
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, QueueError> {
+        if !self.packet.is_empty() || !self.receiver.fills() {
+            return Ok(None);
+        }
+        if queue.gather(BATCH, true, &mut self.burst)? == 0 {
+            if self.burst.is_blocked() {
+                return Ok(None);
+            }
+            self.wants = BUFFERS;
+            return Ok(Some(0));
+        }
+        let filled = self.receiver.fill(&mut self.burst, self.frame_bytes_max, tally);
+        queue.retire(&self.burst, filled, true)?;
+        Ok((filled > 0).then_some(filled))
+    }
+
     fn deliver(&mut self, queue: &mut DeviceQueue, tally: &mut Tally) -> Result<usize, QueueError> {
+        let waited = !self.packet.is_empty();
         for handled in 0..BATCH {
             if self.packet.is_empty() && !self.receiver.next(&mut self.packet, tally) {
                 self.wants = PACKETS;
@@ -90,6 +114,10 @@ impl ReceivePath {
                 }
             }
             self.packet.clear();
+            if waited && self.receiver.fills() {
+                self.put_back(queue)?;
+                return Ok(handled + 1);
+            }
         }
         self.put_back(queue)?;
         Ok(BATCH)
@@ -187,7 +215,11 @@ impl Path for ReceivePath {
             return Ok(0);
         }
         let mut tally = Tally::default();
-        let delivered = self.deliver(queue, &mut tally);
+        let delivered = match self.fill(queue, &mut tally) {
+            Ok(Some(filled)) => Ok(filled),
+            Ok(None) => self.deliver(queue, &mut tally),
+            Err(error) => Err(error),
+        };
         self.ledger.add(&tally);
         // Whatever stopped the round, what is complete goes out.
         queue.notify()?;

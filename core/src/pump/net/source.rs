@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::frame::{Maker, put_header};
 use super::sink::Forget;
+use crate::ring::Burst;
+
 use super::{
     BATCH, FRAME_BYTES_MAX, FRAME_BYTES_MIN, HEADER_BYTES, Ledger, Link, Receiver, Sender, Tally,
 };
-
-/// Broadcast, from a locally administered address, of the type for local experiments.
-const ETHERNET: [u8; FRAME_BYTES_MIN] =
-    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5];
-const SEQUENCE_BYTES: usize = 8;
 
 /// Gives frames that can be told apart and checked: behind the Ethernet header a sequence number in 8
 /// big-endian bytes, then bytes that count up from its lowest one, cut to the size. Every queue pair
@@ -51,6 +49,22 @@ impl Made {
     }
 }
 
+impl Made {
+    /// The first of up to `most` numbers in a row, and how many they are. None while some came back:
+    /// those go first, one by one.
+    fn claim_many(&self, most: usize) -> (u64, usize) {
+        let mut numbers = self.lock();
+        if !numbers.returned.is_empty() {
+            return (numbers.next, 0);
+        }
+        let first = numbers.next;
+        let left = self.count.map_or(u64::MAX, |count| count - first);
+        let claimed = left.min(most as u64);
+        numbers.next += claimed;
+        (first, claimed as usize)
+    }
+}
+
 impl SourceLink {
     /// `count` frames of `size` bytes; None: without end. Fails for a size that no frame has.
     pub fn new(size: usize, count: Option<u64>) -> io::Result<Self> {
@@ -69,17 +83,17 @@ impl Link for SourceLink {
     }
 
     fn receiver(&self, _pair: u16, _ledger: &Ledger) -> io::Result<Box<dyn Receiver>> {
-        // 256 patterns overlap: the one for a sequence number begins at its lowest byte.
-        let pattern = (0..self.size + 256).map(|at| at as u8).collect();
         let made = Arc::clone(&self.made);
-        Ok(Box::new(Generator { size: self.size, made, pattern, last: 0 }))
+        Ok(Box::new(Generator { maker: Maker::new(self.size), made, last: 0 }))
     }
 }
 
+/// The header of a packet without offloads in one buffer.
+const ONE_BUFFER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
 struct Generator {
-    size: usize,
+    maker: Maker,
     made: Arc<Made>,
-    pattern: Box<[u8]>,
     last: u64,
 }
 
@@ -87,14 +101,37 @@ impl Receiver for Generator {
     fn next(&mut self, packet: &mut Vec<u8>, _tally: &mut Tally) -> bool {
         let Some(sequence) = self.made.claim() else { return false };
         self.last = sequence;
-        let start = usize::from(sequence as u8);
         packet.extend_from_slice(&[0; HEADER_BYTES]);
-        packet.extend_from_slice(&ETHERNET);
-        packet.extend_from_slice(&sequence.to_be_bytes());
-        let rest = self.size.saturating_sub(FRAME_BYTES_MIN + SEQUENCE_BYTES);
-        packet.extend_from_slice(&self.pattern[start..start + rest]);
-        packet.truncate(HEADER_BYTES + self.size);
+        packet.extend_from_slice(self.maker.frame(sequence));
         true
+    }
+
+    fn fills(&self) -> bool {
+        let numbers = self.made.lock();
+        numbers.returned.is_empty() && self.made.count.is_none_or(|count| numbers.next < count)
+    }
+
+    fn fill(&mut self, burst: &mut Burst, frame_bytes_max: usize, tally: &mut Tally) -> usize {
+        let size = self.maker.size();
+        let needed = (HEADER_BYTES + size) as u32;
+        let wide = burst.segments().iter().take_while(|segment| segment.len >= needed).count();
+        if size > frame_bytes_max {
+            return 0;
+        }
+        let (first, count) = self.made.claim_many(wide);
+        for index in 0..count {
+            let host = burst.segments()[index].ptr;
+            // SAFETY: the segment is mapped while the burst holds it, and long enough.
+            unsafe {
+                put_header(host, &ONE_BUFFER);
+                self.maker.write(host.add(HEADER_BYTES), first + index as u64);
+            }
+            burst.set_written(index, needed);
+        }
+        self.last = first + (count as u64).wrapping_sub(1);
+        tally.packets += count as u64;
+        tally.bytes += (count * size) as u64;
+        count
     }
 
     fn give_back(&mut self, _packet: Vec<u8>) {

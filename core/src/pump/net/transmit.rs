@@ -4,7 +4,7 @@ use super::{BATCH, FRAME_BYTES_MAX, FRAME_BYTES_MIN, Frames, HEADER_BYTES, Ledge
 use crate::error::QueueError;
 use crate::pump::Path;
 use crate::queue::DeviceQueue;
-use crate::ring::{Batch, Buffer};
+use crate::ring::{Batch, Buffer, Burst};
 
 /// Hands what a driver transmits to a port, batch by batch.
 ///
@@ -14,6 +14,7 @@ use crate::ring::{Batch, Buffer};
 pub struct TransmitPath {
     sender: Box<dyn Sender>,
     ledger: Ledger,
+    burst: Burst,
     batch: Batch,
     /// Buffers of the batch that hold a packet.
     packets: Vec<usize>,
@@ -21,17 +22,67 @@ pub struct TransmitPath {
 
 impl TransmitPath {
     pub(super) fn new(sender: Box<dyn Sender>, ledger: Ledger) -> Self {
-        Self { sender, ledger, batch: Batch::new(), packets: Vec::with_capacity(BATCH) }
+        let (burst, batch) = (Burst::new(), Batch::new());
+        Self { sender, ledger, burst, batch, packets: Vec::with_capacity(BATCH) }
+    }
+
+    /// Packets in one piece each, all of them; none where something else comes next.
+    fn round_of_plain(
+        &mut self,
+        queue: &mut DeviceQueue,
+        enabled: bool,
+    ) -> Result<usize, QueueError> {
+        let mut plain = queue.gather(BATCH, false, &mut self.burst)?;
+        // A driver that makes packets available one by one is left alone with its lines for a
+        // moment, as long as that makes the burst longer.
+        for _ in 0..LOOKS {
+            if plain == 0 || plain >= FULL {
+                break;
+            }
+            (0..PAUSES).for_each(|_| std::hint::spin_loop());
+            let before =
+                std::mem::replace(&mut plain, queue.gather(BATCH, false, &mut self.burst)?);
+            if plain == before {
+                break;
+            }
+        }
+        if plain == 0 || !self.burst.segments().iter().all(|one| is_packet(one.len.into())) {
+            return Ok(0);
+        }
+        let mut tally = Tally::default();
+        if enabled {
+            self.sender.send(&Frames::plain(&self.burst), &mut tally);
+        } else {
+            tally.dropped_disabled += plain as u64;
+        }
+        // As below.
+        self.ledger.add(&tally);
+        queue.retire(&self.burst, plain, false)?;
+        queue.call()?;
+        Ok(plain)
     }
 }
 
-fn holds_packet(buffer: &Buffer) -> bool {
+/// So many packets are worth a round without a second look.
+const FULL: usize = 32;
+const LOOKS: usize = 3;
+const PAUSES: usize = 2;
+
+fn is_packet(bytes: u64) -> bool {
     let sizes = (HEADER_BYTES + FRAME_BYTES_MIN) as u64..=(HEADER_BYTES + FRAME_BYTES_MAX) as u64;
-    buffer.writable == 0 && sizes.contains(&buffer.readable)
+    sizes.contains(&bytes)
+}
+
+fn holds_packet(buffer: &Buffer) -> bool {
+    buffer.writable == 0 && is_packet(buffer.readable)
 }
 
 impl Path for TransmitPath {
     fn round(&mut self, queue: &mut DeviceQueue, enabled: bool) -> Result<usize, QueueError> {
+        let plain = self.round_of_plain(queue, enabled)?;
+        if plain > 0 || self.burst.is_empty() && !self.burst.is_blocked() {
+            return Ok(plain);
+        }
         self.batch.clear();
         let taken = queue.take(BATCH, &mut self.batch)?;
         if taken == 0 {

@@ -12,7 +12,10 @@ use crate::memory::Memory;
 use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word, packed_wanted};
 use crate::order::{Order, Taken, Token, UsedEntry};
 use crate::ring::chain::{Chain, Descriptor, Table};
-use crate::ring::{Batch, Common, DeviceHalf, Position, Segment, flags};
+use crate::ring::{BURST_MAX, Batch, Burst, Common, DeviceHalf, Position, Segment, flags};
+
+/// Flags that tell whether a descriptor is available, plain, and in which direction.
+const PLAIN: u16 = flags::AVAIL | flags::USED | flags::NEXT | flags::INDIRECT | flags::WRITE;
 
 /// The device half of a packed virtqueue.
 pub struct PackedDevice<O: Order> {
@@ -228,7 +231,7 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         let (mut buffers, mut entries) = (usize::from(first.buffers), 1);
         // Forward, if what is published by then must do for a device half that comes after us when we
         // are killed here: in order, all that lies behind it is as the driver made it available.
-        let forward = O::IN_ORDER && self.merge;
+        let forward = O::MERGES && self.merge;
         // Release, always: pairs with the driver's acquire load of these flags; payload, and all
         // descriptors if it is the first one that comes last, are visible before.
         if forward {
@@ -247,6 +250,91 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         }
         self.common.check_mapping()?;
         Ok((buffers, entries))
+    }
+
+    fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError> {
+        self.common.check()?;
+        burst.restart(&self.common.memory, (self.next_avail.slot, self.next_avail.wrap));
+        // What is written down goes by way of `take`.
+        if !self.taken.is_empty() || self.log.is_some() {
+            return Ok(0);
+        }
+        let room = u32::from(self.common.size) - self.slots_taken;
+        let most = max.min(BURST_MAX).min(room as usize);
+        let write_flag = if write { flags::WRITE } else { 0 };
+        let mut window = self.common.window;
+        let mut at = self.next_avail;
+        self.taken.begin_burst();
+        let (mut len, mut blocked) = (0, false);
+        while len < most {
+            // Availability, direction and plainness in one comparison.
+            let wanted = at.available_flags() | write_flag;
+            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
+            if (word >> 48) as u16 & PLAIN != wanted {
+                blocked = at.is_available((word >> 48) as u16);
+                break;
+            }
+            blocked = true;
+            let addr = self.areas.ring.load64(at.offset(), Ordering::Relaxed);
+            let read = Descriptor::from_words(addr, word);
+            if read.len == 0 || !self.taken.admits_to_burst(read.low) {
+                break;
+            }
+            let Some(ptr) = self.common.locate(&mut window, addr, read.len) else { break };
+            burst.put(len, read.low, Segment { ptr, addr, len: read.len });
+            at = at.advanced(1, self.common.size);
+            len += 1;
+            blocked = false;
+        }
+        self.common.window = window;
+        burst.set_len(len, blocked);
+        if len == 0 {
+            self.common.check_mapping()?;
+        }
+        Ok(len)
+    }
+
+    fn retire(&mut self, burst: &Burst, count: usize, write: bool) -> Result<usize, QueueError> {
+        self.common.check()?;
+        if burst.start() != (self.next_avail.slot, self.next_avail.wrap) || count > burst.len() {
+            return Err(QueueError::Stale);
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        let size = self.common.size;
+        let end =
+            |from| if O::MERGES && self.merge { burst.run_end(from, count, write) } else { from };
+        let entry = |from: usize, last: usize, at: Cursor| {
+            let (id, written) = burst.used(last);
+            let write = if written > 0 { flags::WRITE } else { 0 };
+            (
+                at.offset() + 8,
+                Descriptor::word(written, id, at.used_flags() | write),
+                last + 1 - from,
+            )
+        };
+        let ring = &self.areas.ring;
+        let mut last = end(0);
+        let (first_offset, first_word, mut covered) = entry(0, last, self.next_used);
+        let mut at = self.next_used;
+        let mut entries = 1;
+        while last + 1 < count {
+            at = at.advanced(covered as u32, size);
+            let from = last + 1;
+            last = end(from);
+            let (offset, word, slots) = entry(from, last, at);
+            ring.store64(offset, word, Ordering::Relaxed);
+            covered = slots;
+            entries += 1;
+        }
+        // The first one last, released: as in `flush`.
+        ring.store64(first_offset, first_word, Ordering::Release);
+        self.next_avail = self.next_avail.advanced(count as u32, size);
+        self.next_used = self.next_used.advanced(count as u32, size);
+        self.passed = self.passed.saturating_add(count as u32);
+        self.common.check_mapping()?;
+        Ok(entries)
     }
 
     fn call_wanted(&mut self) -> Result<bool, QueueError> {
@@ -315,7 +403,7 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
     }
 
     fn set_memory(&mut self, memory: Arc<Memory>) {
-        self.common.memory = memory;
+        self.common.set_memory(memory);
     }
 
     fn broken(&self) -> Option<&Fault> {

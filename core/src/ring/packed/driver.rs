@@ -10,7 +10,8 @@ use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word,
 use crate::order::{Added, Order, Sent};
 use crate::ring::chain::Descriptor;
 use crate::ring::{
-    Common, DESCRIPTOR_SIZE, DriverHalf, IndirectTables, Piece, Position, Reaped, bytes, flags,
+    Common, DESCRIPTOR_SIZE, DriverHalf, IndirectTables, Piece, Position, Reaped, alike, bytes,
+    flags, reap_sent,
 };
 
 /// A used descriptor that covers more buffers than were reaped so far.
@@ -179,14 +180,17 @@ impl<O: Order> PackedDriver<O> {
         Ok(true)
     }
 
-    /// The next buffer of the run; all but the last count as completely written (2.8.8).
-    fn reap_one(&mut self) -> Reaped {
-        let sent = self.added.pop(self.run.id, false);
-        self.run.left -= 1;
-        self.free += u32::from(sent.slots);
-        self.next_used = self.next_used.advanced(sent.slots.into(), self.common.size);
-        let written = if self.run.left > 0 { sent.writable } else { self.run.written };
-        Reaped { cookie: sent.cookie, written }
+    /// Up to `most` of the run's buffers; all but its last count as completely written (2.8.8).
+    #[inline]
+    fn reap_run(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
+        let most = most.min(self.run.left.into()) as u16;
+        let sent = self.added.pop(self.run.id, most, false);
+        self.run.left -= sent.count;
+        let slots = u32::from(sent.count) * u32::from(sent.slots);
+        self.free += slots;
+        self.next_used = self.next_used.advanced(slots, self.common.size);
+        let short = (self.run.left == 0).then_some(self.run.written);
+        reap_sent(sent, short, into)
     }
 }
 
@@ -224,6 +228,50 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         self.free -= needed as u32;
         self.passed = self.passed.saturating_add(needed as u32);
         Ok(())
+    }
+
+    fn add_each(
+        &mut self,
+        pieces: &[Piece],
+        write: bool,
+        cookie: u64,
+    ) -> Result<usize, QueueError> {
+        self.common.check()?;
+        let count = pieces.len().min(self.free as usize);
+        let descriptor_flags = if write { flags::WRITE } else { 0 };
+        let (ring, size) = (&self.areas.ring, self.common.size);
+        let mut next = self.next_avail;
+        let mut held = self.held;
+        let mut done = 0;
+        while done < count {
+            let alike = alike(&pieces[done..count], write);
+            let first = Sent {
+                cookie: cookie.wrapping_add(done as u64),
+                writable: if write { pieces[done].len } else { 0 },
+                slots: 1,
+                id: self.added.next_id(next.slot),
+                serial: self.added_total,
+            };
+            self.added.push_singles(first, alike as u16, |at, id| {
+                let Piece { addr, len } = pieces[done + usize::from(at)];
+                let word = Descriptor::word(len, id, descriptor_flags | next.available_flags());
+                ring.store64(next.offset(), addr, Ordering::Relaxed);
+                // The first one since `publish` is held back.
+                if held.is_some() {
+                    ring.store64(next.offset() + 8, word, Ordering::Relaxed);
+                } else {
+                    held = Some((next, word));
+                }
+                next = next.advanced(1, size);
+            });
+            self.added_total += alike as u64;
+            done += alike;
+        }
+        self.held = held;
+        self.next_avail = next;
+        self.free -= count as u32;
+        self.passed = self.passed.saturating_add(count as u32);
+        Ok(count)
     }
 
     fn slots_needed(&self, pieces: usize) -> usize {
@@ -270,8 +318,7 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
                     Err(error) => return Err(self.common.fail(error)),
                 }
             }
-            into.push(self.reap_one());
-            reaped += 1;
+            reaped += self.reap_run(max - reaped, into);
         }
         self.common.check_mapping()?;
         Ok(reaped)
@@ -306,7 +353,7 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
     }
 
     fn take_back(&mut self) -> Vec<u64> {
-        let cookies = self.added.drain().into_iter().map(|sent| sent.cookie).collect();
+        let cookies = self.added.drain();
         self.common.broken = None;
         self.start_at(Cursor { slot: 0, wrap: true });
         cookies

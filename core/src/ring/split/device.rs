@@ -15,7 +15,7 @@ use crate::memory::Memory;
 use crate::notify::need_event;
 use crate::order::{Order, Taken, Token};
 use crate::ring::chain::{Chain, Descriptor, Table};
-use crate::ring::{Batch, Common, DeviceHalf, Position, Segment, flags};
+use crate::ring::{BURST_MAX, Batch, Burst, Common, DeviceHalf, Position, Segment, flags};
 
 /// The device half of a split virtqueue.
 pub struct SplitDevice<O: Order> {
@@ -28,6 +28,8 @@ pub struct SplitDevice<O: Order> {
     next_used: u16,
     /// `next_used` when the driver was last asked whether it wants a notification; None before.
     asked: Option<u16>,
+    /// The available index as it was when it was last read for a burst, or `last_avail`.
+    seen: u16,
     taken: O::Taken,
     merge: bool,
     /// Where what is taken is written down, if it is.
@@ -51,6 +53,7 @@ impl<O: Order> SplitDevice<O> {
             last_avail: position.available,
             next_used: position.used,
             asked: None,
+            seen: position.available,
             taken: O::Taken::new(size),
             merge: true,
             log: None,
@@ -158,11 +161,35 @@ impl<O: Order> SplitDevice<O> {
         batch.hold(&self.common.memory);
         for taken in 0..count {
             if let Err(error) = self.take_one(batch) {
+                self.seen = self.last_avail;
                 return if taken > 0 { Ok(taken) } else { Err(self.common.fail(error)) };
             }
         }
+        self.seen = self.last_avail;
         self.common.check_mapping()?;
         Ok(count)
+    }
+
+    /// The used element of a slot, left alone where it is there already: in order the same ones recur,
+    /// and a line that nobody writes stays in both caches.
+    #[inline(always)]
+    fn write_element(&self, slot: u16, id: u16, written: u32) {
+        let (used, offset) = (&self.areas.used, used_offset(slot));
+        if used.load32(offset, Ordering::Relaxed) != u32::from(id) {
+            used.store32(offset, id.into(), Ordering::Relaxed);
+        }
+        if used.load32(offset + 4, Ordering::Relaxed) != written {
+            used.store32(offset + 4, written, Ordering::Relaxed);
+        }
+    }
+
+    /// The available buffers that are known; looks again when there are none left.
+    #[inline]
+    fn known(&mut self) -> u16 {
+        if self.seen == self.last_avail {
+            self.seen = self.avail_index();
+        }
+        self.seen.wrapping_sub(self.last_avail)
     }
 
     fn log_used(&self, first: u16, entries: u16) {
@@ -201,6 +228,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             Some(log) => log.put_back(),
             None => self.last_avail = self.last_avail.wrapping_sub(1),
         }
+        self.seen = self.last_avail;
         Ok(())
     }
 
@@ -238,6 +266,74 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             self.common.check_mapping()?;
         }
         Ok((buffers, entries))
+    }
+
+    fn gather(&mut self, max: usize, write: bool, burst: &mut Burst) -> Result<usize, QueueError> {
+        self.common.check()?;
+        burst.restart(&self.common.memory, (self.last_avail, false));
+        // What is written down goes by way of `take`.
+        if !self.taken.is_empty() || self.log.is_some() {
+            return Ok(0);
+        }
+        let (size, known) = (self.common.size, self.known());
+        if known > size {
+            // `take` has the words for it.
+            self.seen = self.last_avail;
+            return Ok(0);
+        }
+        let count = usize::from(known).min(max).min(BURST_MAX);
+        let wanted = if write { flags::WRITE } else { 0 };
+        let mut window = self.common.window;
+        self.taken.begin_burst();
+        let mut len = 0;
+        while len < count {
+            let slot = self.last_avail.wrapping_add(len as u16) & self.mask;
+            let head = self.areas.avail.load16(head_offset(slot), Ordering::Relaxed);
+            if head >= size {
+                break;
+            }
+            let read = read_descriptor(&self.areas.desc, head);
+            if read.low & (flags::NEXT | flags::INDIRECT | flags::WRITE) != wanted
+                || read.len == 0
+                || !self.taken.admits_to_burst(head)
+            {
+                break;
+            }
+            let Some(ptr) = self.common.locate(&mut window, read.addr, read.len) else { break };
+            burst.put(len, head, Segment { ptr, addr: read.addr, len: read.len });
+            len += 1;
+        }
+        self.common.window = window;
+        burst.set_len(len, len < count);
+        if len == 0 {
+            self.common.check_mapping()?;
+        }
+        Ok(len)
+    }
+
+    fn retire(&mut self, burst: &Burst, count: usize, write: bool) -> Result<usize, QueueError> {
+        self.common.check()?;
+        if burst.start() != (self.last_avail, false) || count > burst.len() {
+            return Err(QueueError::Stale);
+        }
+        let (mut from, mut entries) = (0, 0);
+        while from < count {
+            let last =
+                if O::MERGES && self.merge { burst.run_end(from, count, write) } else { from };
+            let (id, written) = burst.used(last);
+            let slot = self.next_used.wrapping_add(from as u16) & self.mask;
+            self.write_element(slot, id, written);
+            from = last + 1;
+            entries += 1;
+        }
+        if count > 0 {
+            self.last_avail = self.last_avail.wrapping_add(count as u16);
+            self.next_used = self.next_used.wrapping_add(count as u16);
+            // Release: as in `flush`.
+            self.areas.used.store16(INDEX, self.next_used, Ordering::Release);
+            self.common.check_mapping()?;
+        }
+        Ok(entries)
     }
 
     fn call_wanted(&mut self) -> Result<bool, QueueError> {
@@ -295,11 +391,12 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         }
         let (buffers, _) = self.taken.abandon();
         self.last_avail = self.last_avail.wrapping_sub(buffers);
+        self.seen = self.last_avail;
         self.position()
     }
 
     fn set_memory(&mut self, memory: Arc<Memory>) {
-        self.common.memory = memory;
+        self.common.set_memory(memory);
     }
 
     fn broken(&self) -> Option<&Fault> {

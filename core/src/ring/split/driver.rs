@@ -6,14 +6,15 @@ use super::{
     FLAGS, INDEX, NO_NOTIFY, SplitAreas, avail_event_offset, descriptor_offset, head_offset,
     used_event_offset, used_offset,
 };
-use crate::area::{Ordering, full_fence};
+use crate::area::{Area, Ordering, full_fence};
 use crate::error::{Fault, QueueError};
 use crate::memory::Memory;
 use crate::notify::need_event;
 use crate::order::{Added, Order, Sent};
 use crate::ring::chain::Descriptor;
 use crate::ring::{
-    Common, DESCRIPTOR_SIZE, DriverHalf, IndirectTables, Piece, Position, Reaped, bytes, flags,
+    Common, DESCRIPTOR_SIZE, DriverHalf, IndirectTables, Piece, Position, Reaped, alike, bytes,
+    flags, reap_sent,
 };
 
 /// A used element that covers more buffers than were reaped so far.
@@ -109,11 +110,8 @@ impl<O: Order> SplitDriver<O> {
 
     #[inline]
     fn write_descriptor(&self, slot: u16, piece: Piece, descriptor_flags: u16, next: u16) {
-        let offset = descriptor_offset(slot);
-        let desc = &self.areas.desc;
-        desc.store64(offset, piece.addr, Ordering::Relaxed);
         let word = Descriptor::word(piece.len, descriptor_flags, next);
-        desc.store64(offset + 8, word, Ordering::Relaxed);
+        put_descriptor(&self.areas.desc, descriptor_offset(slot), piece.addr, word);
     }
 
     #[inline]
@@ -183,14 +181,36 @@ impl<O: Order> SplitDriver<O> {
         Ok(())
     }
 
-    /// The next buffer of the run; all but the last count as completely written (2.7.9).
-    fn reap_one(&mut self) -> Reaped {
-        let sent = self.added.pop(self.run.id, true);
-        self.run.left -= 1;
-        self.free += sent.slots;
-        self.last_used = self.last_used.wrapping_add(1);
-        let written = if self.run.left > 0 { sent.writable } else { self.run.written };
-        Reaped { cookie: sent.cookie, written }
+    /// Up to `most` of the run's buffers; all but its last count as completely written (2.7.9).
+    #[inline]
+    fn reap_run(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
+        let most = most.min(self.run.left.into()) as u16;
+        let sent = self.added.pop(self.run.id, most, true);
+        self.run.left -= sent.count;
+        self.free += sent.count * sent.slots;
+        self.last_used = self.last_used.wrapping_add(sent.count);
+        let short = (self.run.left == 0).then_some(self.run.written);
+        reap_sent(sent, short, into)
+    }
+}
+
+/// A descriptor, left alone where it is there already: a line that nobody writes stays in the caches
+/// of both sides. What the device may have made of it does not matter, it is only compared.
+#[inline(always)]
+fn put_descriptor(desc: &Area, offset: usize, addr: u64, word: u64) {
+    if desc.load64(offset, Ordering::Relaxed) != addr {
+        desc.store64(offset, addr, Ordering::Relaxed);
+    }
+    if desc.load64(offset + 8, Ordering::Relaxed) != word {
+        desc.store64(offset + 8, word, Ordering::Relaxed);
+    }
+}
+
+/// The head in a slot of the available ring, likewise.
+#[inline(always)]
+fn put_head(avail: &Area, slot: u16, head: u16) {
+    if avail.load16(head_offset(slot), Ordering::Relaxed) != head {
+        avail.store16(head_offset(slot), head, Ordering::Relaxed);
     }
 }
 
@@ -225,10 +245,44 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         self.added.push(sent, after);
         self.added_total += 1;
         self.free -= needed as u16;
-        let slot = self.next_avail & self.mask;
-        self.areas.avail.store16(head_offset(slot), head, Ordering::Relaxed);
+        put_head(&self.areas.avail, self.next_avail & self.mask, head);
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(())
+    }
+
+    fn add_each(
+        &mut self,
+        pieces: &[Piece],
+        write: bool,
+        cookie: u64,
+    ) -> Result<usize, QueueError> {
+        self.common.check()?;
+        let count = pieces.len().min(self.free.into());
+        let (desc, avail, mask, next_avail) =
+            (&self.areas.desc, &self.areas.avail, self.mask, self.next_avail);
+        let descriptor_flags = if write { flags::WRITE } else { 0 };
+        let mut done = 0;
+        while done < count {
+            let alike = alike(&pieces[done..count], write);
+            let first = Sent {
+                cookie: cookie.wrapping_add(done as u64),
+                writable: if write { pieces[done].len } else { 0 },
+                slots: 1,
+                id: self.added.next_id(self.added.cursor()),
+                serial: self.added_total,
+            };
+            self.added.push_singles(first, alike as u16, |at, head| {
+                let at = done + usize::from(at);
+                let word = Descriptor::word(pieces[at].len, descriptor_flags, 0);
+                put_descriptor(desc, descriptor_offset(head), pieces[at].addr, word);
+                put_head(avail, next_avail.wrapping_add(at as u16) & mask, head);
+            });
+            self.added_total += alike as u64;
+            done += alike;
+        }
+        self.free -= count as u16;
+        self.next_avail = next_avail.wrapping_add(count as u16);
+        Ok(count)
     }
 
     fn slots_needed(&self, pieces: usize) -> usize {
@@ -273,6 +327,7 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
             let fault = Fault::UsedJump { index, last: self.last_used, outstanding };
             return Err(self.common.fail(fault.into()));
         }
+        into.reserve(usize::from(index.wrapping_sub(self.last_used)).min(max));
         let mut reaped = 0;
         while reaped < max && self.last_used != index {
             if self.run.left == 0 {
@@ -281,8 +336,7 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
                     return if reaped > 0 { Ok(reaped) } else { Err(self.common.fail(error)) };
                 }
             }
-            into.push(self.reap_one());
-            reaped += 1;
+            reaped += self.reap_run(max - reaped, into);
         }
         self.common.check_mapping()?;
         Ok(reaped)
@@ -321,7 +375,7 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
     }
 
     fn take_back(&mut self) -> Vec<u64> {
-        let cookies = self.added.drain().into_iter().map(|sent| sent.cookie).collect();
+        let cookies = self.added.drain();
         self.common.broken = None;
         self.start_at(Position::default());
         cookies

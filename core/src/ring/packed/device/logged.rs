@@ -51,7 +51,7 @@ impl<O: Order> PackedDevice<O> {
             let found = Descriptor::from_words(0, word);
             if at.is_used(found.high) {
                 // In order the copy is what was there. Otherwise only the flags matter.
-                let was = if O::IN_ORDER { copy } else { found };
+                let was = if O::MERGES { copy } else { found };
                 let high = was.high & !DRIVER_FLAGS | at.available_flags();
                 let word = Descriptor::word(was.len, was.low, high);
                 ring.store64(at.offset() + 8, word, Ordering::Release);
@@ -139,7 +139,7 @@ impl<O: Order> PackedDevice<O> {
         let first_at = self.next_used;
         let (mut first, mut buffers, mut entries) = (None, 0, 0);
         while let Some(used) = self.taken.next_used(self.merge) {
-            self.log.as_mut().expect("flush() has looked").using(&used, O::IN_ORDER);
+            self.log.as_mut().expect("flush() has looked").using(&used, O::MERGES);
             if first.is_none() {
                 first = Some(used);
             } else {

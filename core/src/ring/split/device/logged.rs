@@ -19,6 +19,7 @@ impl<O: Order> SplitDevice<O> {
         if let Some(held) = held {
             self.next_used = used;
             self.last_avail = used.wrapping_add(held);
+            self.seen = self.last_avail;
         }
         self.log = Some(Box::new(log));
         Ok(())
@@ -72,7 +73,7 @@ impl<O: Order> SplitDevice<O> {
         let first = self.next_used;
         let (mut buffers, mut entries) = (0, 0);
         while let Some(used) = self.taken.next_used(self.merge) {
-            log.using(&used, O::IN_ORDER);
+            log.using(&used, O::MERGES);
             let offset = used_offset(self.next_used & self.mask);
             self.areas.used.store32(offset, used.id.into(), Ordering::Relaxed);
             self.areas.used.store32(offset + 4, used.written, Ordering::Relaxed);
@@ -106,6 +107,7 @@ impl<O: Order> SplitDevice<O> {
         if untouched {
             self.last_avail = self.next_used;
         }
+        self.seen = self.last_avail;
         self.position()
     }
 

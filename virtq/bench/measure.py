@@ -1,0 +1,432 @@
+"""The frame of every measurement: contenders take turns in short windows.
+
+Rates on a shared machine jump between levels, so that one run of A and then one of B says more
+about the machine than about either. Here A and B work in turn, a second or less each and twenty
+times or more, the order changing from round to round. Compared are the medians and the bests; what
+does not jump, the counts, stands beside them.
+
+An engine describes what it compares as `Case`s, each of which makes its `Contender`s when its turn
+comes, and lets them go afterwards:
+
+    class Mine:
+        name = "packed, in order"
+
+        def window(self, seconds: float) -> Window:
+            did = self._loop.run(seconds)
+            counts = {"kicks": did["kicks_sent"], "used_entries": did["used_entries"]}
+            return Window(did["buffers"], did["seconds"], counts)
+
+        def close(self) -> None:
+            self._loop.close()
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
+
+from virtq.errors import VirtqError
+
+PAIRS = 20
+"""Rounds: windows of each contender."""
+WINDOW_S = 0.25
+WINDOW_MOST_S = 1.0
+"""A window longer than this would see the machine change."""
+WINDOW_LEAST_S = 0.01
+SLACK = 3.0
+"""How much longer than planned a comparison may take, as a factor, before it ends early."""
+START_S = 30.0
+"""What the windows may take longer than planned at the least."""
+
+_PERCENTILE = re.compile(r"p\d+(\.\d+)?_ns")
+
+Parameter = str | int | float
+
+
+class BenchError(VirtqError):
+    """A measurement cannot be made as asked; the text says why."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a contender did in one window."""
+
+    work: int
+    """Units done: buffers, packets or requests, as the case says."""
+    seconds: float
+    """How long that took, without setting up."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Totals of the window, such as kicks, calls, used_entries, batches, instructions and
+    cpu_seconds; and percentiles of latency in nanoseconds, as p50_ns, p99_ns, p99.9_ns (or
+    p999_ns)."""
+
+    @property
+    def rate(self) -> float:
+        """Units a second."""
+        return self.work / self.seconds if self.seconds > 0 else 0.0
+
+
+class Contender(Protocol):
+    """One of those that take turns. It is ready when it is made: a window measures work alone."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and plots; unique within its case."""
+        ...
+
+    def window(self, seconds: float) -> Window:
+        """Work for about so long, and tell what was done. Raises VirtqError or OSError if it
+        cannot; it is left out from then on. Must end by itself, whatever a peer does."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything: processes, sockets, memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is hoped for: the medians and the bests of `of` at least `ratio` times those of `to`."""
+
+    of: str
+    to: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: who takes part, and what the units are."""
+
+    title: str
+    make: Callable[[], Sequence[Contender]]
+    """Makes the contenders, the baseline first. Raises VirtqError or OSError."""
+    unit: str = "buffers"
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    """What distinguishes this case from its neighbours, such as {"batch": 32, "chain": 1}."""
+    targets: Sequence[Target] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """By contender, how many units a second are hoped for, of the median and the best."""
+    work: str = ""
+    """What is done for each unit, the same by every contender; a sentence for the report."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One contender over all its windows. Rates are units a second."""
+
+    name: str
+    rates: tuple[float, ...]
+    """Of each window, in the order of the rounds."""
+    work: int
+    seconds: float
+    counts: dict[str, float]
+    """Totals over all windows; of percentiles the median."""
+    error: str | None = None
+    """Why it does not go on, or never began."""
+    floor_per_s: float | None = None
+    """What is hoped for."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether median and best are what is hoped for; None without that."""
+        return None if self.floor_per_s is None else self.median >= self.floor_per_s
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates) if self.rates else 0.0
+
+    @property
+    def best(self) -> float:
+        return max(self.rates, default=0.0)
+
+    @property
+    def worst(self) -> float:
+        return min(self.rates, default=0.0)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter of the windows were below the first, a quarter above the second."""
+        if len(self.rates) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.rates, n=4, method="inclusive")
+        return low, high
+
+    @property
+    def ns_per_unit(self) -> float:
+        """Nanoseconds for each unit, at the median rate."""
+        return 1e9 / self.median if self.median else 0.0
+
+    @property
+    def per_1000(self) -> dict[str, float]:
+        """The counts for every 1000 units. Percentiles are not among them."""
+        if not self.work:
+            return {}
+        return {
+            name: 1000 * count / self.work
+            for name, count in self.counts.items()
+            if not is_percentile(name)
+        }
+
+    @property
+    def latency_ns(self) -> dict[str, float]:
+        """Percentiles of latency, such as {"p50": 21000.0, "p99.9": 61000.0}."""
+        found = {n: c for n, c in self.counts.items() if is_percentile(n)}
+        return {_percentile(name): value for name, value in found.items()}
+
+    @classmethod
+    def of(cls, name: str, windows: Sequence[Window], error: str | None = None) -> Self:
+        """From the windows of one contender."""
+        names = dict.fromkeys(key for window in windows for key in window.counts)
+        counts: dict[str, float] = {}
+        for key in names:
+            seen = [window.counts[key] for window in windows if key in window.counts]
+            counts[key] = statistics.median(seen) if is_percentile(key) else sum(seen)
+        return cls(
+            name,
+            tuple(window.rate for window in windows),
+            sum(window.work for window in windows),
+            sum(window.seconds for window in windows),
+            counts,
+            error,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        low, high = self.quartiles
+        return {
+            "name": self.name,
+            "error": self.error,
+            "floor_per_s": self.floor_per_s,
+            "met": self.met,
+            "median_per_s": self.median,
+            "best_per_s": self.best,
+            "worst_per_s": self.worst,
+            "quartiles_per_s": [low, high],
+            "ns_per_unit": self.ns_per_unit,
+            "per_1000": self.per_1000,
+            "latency_ns": self.latency_ns,
+            "work": self.work,
+            "seconds": self.seconds,
+            "counts": self.counts,
+            "rates_per_s": list(self.rates),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            str(value["name"]),
+            tuple(float(rate) for rate in value["rates_per_s"]),
+            int(value["work"]),
+            float(value["seconds"]),
+            {str(name): float(count) for name, count in value["counts"].items()},
+            value["error"],
+            value["floor_per_s"],
+        )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How one contender does beside another, as factors."""
+
+    of: str
+    to: str
+    medians: float
+    bests: float
+    target: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether both are at the target; None without one."""
+        return None if self.target is None else min(self.medians, self.bests) >= self.target
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "of": self.of,
+            "to": self.to,
+            "medians": self.medians,
+            "bests": self.bests,
+            "target": self.target,
+            "met": self.met,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out of a case."""
+
+    title: str
+    unit: str
+    work: str
+    parameters: dict[str, Parameter]
+    rounds_planned: int
+    rounds: int
+    """Fewer than planned if time ran out."""
+    window_s: float
+    contenders: tuple[Summary, ...]
+    targets: tuple[Target, ...] = ()
+
+    @property
+    def ratios(self) -> list[Ratio]:
+        """Of every contender to the first that has a rate, and those that have a target."""
+        by_name = {one.name: one for one in self.contenders if one.median > 0}
+        hoped = {(target.of, target.to): target.ratio for target in self.targets}
+        base = next(iter(by_name), None)
+        pairs = dict.fromkeys([(name, base) for name in by_name if name != base] + list(hoped))
+        return [
+            Ratio(
+                of,
+                to,
+                by_name[of].median / by_name[to].median,
+                by_name[of].best / by_name[to].best,
+                hoped.get((of, to)),
+            )
+            for of, to in pairs
+            if to is not None and of in by_name and to in by_name
+        ]
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """By contender, why it does not take part."""
+        return {one.name: one.error for one in self.contenders if one.error is not None}
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "unit": self.unit,
+            "work": self.work,
+            "parameters": self.parameters,
+            "rounds_planned": self.rounds_planned,
+            "rounds": self.rounds,
+            "window_s": self.window_s,
+            "contenders": [one.as_json() for one in self.contenders],
+            "ratios": [ratio.as_json() for ratio in self.ratios],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        hoped = [ratio for ratio in value["ratios"] if ratio["target"] is not None]
+        return cls(
+            str(value["title"]),
+            str(value["unit"]),
+            str(value["work"]),
+            dict(value["parameters"]),
+            int(value["rounds_planned"]),
+            int(value["rounds"]),
+            float(value["window_s"]),
+            tuple(Summary.from_json(one) for one in value["contenders"]),
+            tuple(Target(r["of"], r["to"], float(r["target"])) for r in hoped),
+        )
+
+
+def is_percentile(count: str) -> bool:
+    """Whether a count is a percentile of latency, which windows cannot be summed over."""
+    return _PERCENTILE.fullmatch(count) is not None
+
+
+def _percentile(count: str) -> str:
+    """`p99.9` for p99.9_ns and p999_ns."""
+    digits = count.removeprefix("p").removesuffix("_ns")
+    return f"p{digits}" if "." in digits or len(digits) < 3 else f"p{digits[:2]}.{digits[2:]}"
+
+
+# Taking turns
+
+Progress = Callable[[int, int, str], None]
+"""Told how many of how many windows are done, and whose turn it is."""
+
+
+def compare(
+    contenders: Sequence[Contender],
+    *,
+    pairs: int = PAIRS,
+    window_s: float = WINDOW_S,
+    warm_up: int = 1,
+    time_limit_s: float | None = None,
+    progress: Progress = lambda done, count, name: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[list[Summary], int]:
+    """Windows of all contenders in turn: `warm_up` rounds that do not count, then `pairs` rounds
+    that do, every other one backwards. Returns a summary of each contender, in the order given,
+    and the rounds made.
+
+    After `time_limit_s` (by default a multiple of what the windows should take) no further round
+    begins. A contender that raises VirtqError or OSError is left out from then on. Raises
+    BenchError for numbers that make no sense."""
+    if pairs < 1 or warm_up < 0:
+        raise BenchError(f"{pairs} rounds after {warm_up} to warm up: at least 1 after 0")
+    if not 0 < window_s <= WINDOW_MOST_S:
+        raise BenchError(f"a window of {window_s:g} s is not within {WINDOW_MOST_S:g} s")
+    if len({contender.name for contender in contenders}) != len(contenders):
+        raise BenchError("two contenders have the same name")
+    count = (warm_up + pairs) * len(contenders)
+    limit_s = max(SLACK * count * window_s, START_S) if time_limit_s is None else time_limit_s
+    deadline = clock() + limit_s
+    windows: dict[str, list[Window]] = {contender.name: [] for contender in contenders}
+    errors: dict[str, str] = {}
+    done = rounds = 0
+    for turn in range(warm_up + pairs):
+        if len(errors) == len(contenders) or (turn > warm_up and clock() >= deadline):
+            break
+        for contender in contenders if turn % 2 == 0 else reversed(contenders):
+            progress(done, count, contender.name)
+            done += 1
+            if contender.name in errors:
+                continue
+            try:
+                window = contender.window(window_s)
+            except (VirtqError, OSError) as error:
+                errors[contender.name] = str(error) or type(error).__name__
+                continue
+            if turn >= warm_up:
+                windows[contender.name].append(window)
+        rounds += turn >= warm_up
+    progress(count, count, "")
+    names = [contender.name for contender in contenders]
+    return [Summary.of(name, windows[name], errors.get(name)) for name in names], rounds
+
+
+def run_case(
+    case: Case,
+    *,
+    pairs: int = PAIRS,
+    window_s: float = WINDOW_S,
+    warm_up: int = 1,
+    budget_s: float | None = None,
+    progress: Progress = lambda done, count, name: None,
+) -> Comparison:
+    """Make the contenders of a case, compare them, and let them go. With `budget_s` the windows
+    are as much shorter as it takes to do that in about this time, and no round begins later.
+    Raises what making the contenders raises."""
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        contenders = case.make()
+        for contender in contenders:
+            stack.callback(contender.close)
+        left_s = None
+        if budget_s is not None:
+            left_s = max(budget_s - (time.monotonic() - begun), WINDOW_LEAST_S)
+            share_s = left_s / ((warm_up + pairs) * max(len(contenders), 1))
+            window_s = max(min(window_s, share_s), WINDOW_LEAST_S)
+        summaries, rounds = compare(
+            contenders,
+            pairs=pairs,
+            window_s=window_s,
+            warm_up=warm_up,
+            time_limit_s=left_s,
+            progress=progress,
+        )
+    return Comparison(
+        case.title,
+        case.unit,
+        case.work,
+        dict(case.parameters),
+        pairs,
+        rounds,
+        window_s,
+        tuple(replace(one, floor_per_s=case.floors.get(one.name)) for one in summaries),
+        tuple(case.targets),
+    )

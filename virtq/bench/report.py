@@ -1,0 +1,133 @@
+"""Results as one page that needs nothing else: no script, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from virtq.bench.measure import Comparison
+from virtq.bench.plot import strips
+from virtq.bench.result import Result
+from virtq.bench.table import COUNTS, MEANING, Rows, caption, factor, goal, rate, rows
+
+HEADINGS = {
+    "rings": "Rings alone",
+    "net": "Network",
+    "blk": "Disk",
+    "python": "Devices in Python",
+    "scale": "How cost grows",
+}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    title: str
+    caption: str
+    work: str
+    plot: Markup
+    rows: Rows
+    errors: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    heading: str
+    command: str
+    notes: Sequence[str]
+    comparisons: list[_Shown]
+
+
+@dataclass(frozen=True)
+class _Goal:
+    title: str
+    of: str
+    target: str
+    medians: str
+    bests: str
+    met: bool
+
+
+def page(results: Sequence[Result]) -> str:
+    """The page for one result or several of one machine, as HTML."""
+    environment = Environment(
+        loader=PackageLoader("virtq.bench", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    comparisons = [one for result in results for one in result.comparisons]
+    names = {name for c in comparisons for one in c.contenders for name in one.counts}
+    meanings = [(COUNTS[n].heading, MEANING[n]) for n in COUNTS if n in names]
+    machine = results[-1].machine
+    versions = {name: v for result in results for name, v in result.machine.versions.items()}
+    machine.versions.update(versions)
+    return environment.get_template("report.html.jinja").render(
+        title=f"virtq bench {results[0].bench}" if len(results) == 1 else "virtq bench",
+        machine=machine,
+        memory=f"{machine.memory_bytes / (1 << 30):.3g} GiB",
+        dates=_dates(results),
+        goals=[aim for comparison in comparisons for aim in _goals(comparison)],
+        meanings=meanings,
+        parts=[_part(result) for result in results],
+    )
+
+
+def save(results: Sequence[Result], path: Path) -> None:
+    """Write the page. Raises OSError."""
+    path.write_text(page(results), encoding="utf-8")
+
+
+def _dates(results: Sequence[Result]) -> str:
+    times = sorted(datetime.fromisoformat(result.started) for result in results)
+    first, last = (f"{time:%-d %B %Y, %H:%M} UTC" for time in (times[0], times[-1]))
+    return first if first == last else f"{first} to {last}"
+
+
+def _part(result: Result) -> _Part:
+    shown = [
+        _Shown(
+            one.title,
+            caption(one),
+            one.work,
+            Markup(strips(one)),  # made here, and what it shows is escaped
+            rows(one),
+            list(one.errors.items()),
+        )
+        for one in result.comparisons
+    ]
+    heading = HEADINGS.get(result.bench, result.bench)
+    return _Part(heading, result.command, result.notes, shown)
+
+
+def _goals(comparison: Comparison) -> list[_Goal]:
+    found = [
+        _Goal(
+            comparison.title,
+            one.name,
+            f"≥ {rate(one.floor_per_s)} {comparison.unit}/s",
+            rate(one.median),
+            rate(one.best),
+            bool(one.met),
+        )
+        for one in comparison.contenders
+        if one.floor_per_s is not None
+    ]
+    found += [
+        _Goal(
+            comparison.title,
+            ratio.of,
+            goal(ratio),
+            factor(ratio.medians),
+            factor(ratio.bests),
+            bool(ratio.met),
+        )
+        for ratio in comparison.ratios
+        if ratio.target is not None
+    ]
+    return found

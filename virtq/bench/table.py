@@ -1,0 +1,200 @@
+"""A comparison as rows of text: the same on a terminal, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from virtq.bench.measure import Comparison, Ratio, Summary
+
+
+@dataclass(frozen=True)
+class Column:
+    """A count that is shown: its heading, and its value for each unit of work times `scale`."""
+
+    heading: str
+    scale: float
+
+
+COUNTS: Mapping[str, Column] = {
+    "kicks": Column("kicks per 1000", 1000),
+    "calls": Column("calls per 1000", 1000),
+    "used_entries": Column("used entries per 1000", 1000),
+    "batches": Column("batches per 1000", 1000),
+    "cpu_seconds": Column("CPU µs each", 1e6),
+    "cycles": Column("cycles each", 1),
+    "instructions": Column("instructions each", 1),
+    "cache_misses": Column("cache misses each", 1),
+}
+"""Counts that tables show, by name. Others are in the JSON."""
+
+MEANING: Mapping[str, str] = {
+    "kicks": "available buffer notifications that the driver sent",
+    "calls": "used buffer notifications that the device sent",
+    "used_entries": "used ring elements or used descriptors that the device wrote: "
+    "in order, one covers a whole batch",
+    "batches": "how often buffers were made available or taken together",
+    "cpu_seconds": "processor time of the side that is measured",
+    "cycles": "processor cycles, as the processor counts them",
+    "instructions": "instructions, as the processor counts them",
+    "cache_misses": "accesses that missed the last level of cache",
+}
+
+
+def rate(per_second: float) -> str:
+    """`950`, `15.2 k`, `1.25 M`: three digits."""
+    for unit in ("", " k", " M"):
+        if abs(per_second) < 999.5:
+            return f"{per_second:.3g}{unit}"
+        per_second /= 1000
+    return f"{per_second:.3g} G"
+
+
+def plain(value: float) -> str:
+    """Three digits, without an exponent."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    if abs(value) < 0.01:
+        return f"{value:.4f}"
+    return f"{value:.3g}"
+
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+TO = "\N{EN DASH}"
+
+
+def factor(value: float) -> str:
+    """How many times, with two decimals and the sign."""
+    return f"{value:.2f} {TIMES}"
+
+
+def duration(nanoseconds: float) -> str:
+    """`850 ns`, `21.4 µs`, `1.2 ms`."""
+    for unit in ("ns", "µs", "ms"):
+        if nanoseconds < 999.5:
+            return f"{nanoseconds:.3g} {unit}"
+        nanoseconds /= 1000
+    return f"{nanoseconds:.3g} s"
+
+
+def singular(unit: str) -> str:
+    """`buffer`."""
+    return unit.removesuffix("s")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Headings, and a row for each contender; the first column is its name."""
+
+    headings: list[str]
+    rows: list[list[str]]
+
+
+def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False) -> Rows:
+    """What is told of a comparison's contenders. `brief`: without the quartiles. `verdicts`: with
+    what is hoped for."""
+    contenders = comparison.contenders
+    base = next((one.name for one in contenders if one.median > 0), None)
+    to_base = {r.of: r for r in comparison.ratios if r.to == base}
+    counts = [n for n in COUNTS if any(n in one.counts for one in contenders)]
+    latencies = list(dict.fromkeys(key for one in contenders for key in one.latency_ns))
+    columns: list[tuple[str, Callable[[Summary], str]]] = [
+        ("median /s", lambda one: rate(one.median)),
+        ("best /s", lambda one: rate(one.best)),
+        ("quartiles /s", lambda one: f" {TO} ".join(rate(value) for value in one.quartiles)),
+    ][: 2 if brief else 3]
+    columns += [
+        (f"per {singular(comparison.unit)}", lambda one: duration(one.ns_per_unit)),
+    ]
+    if len(contenders) > 1:
+        columns += [
+            ("medians", lambda one: _factor_of(to_base.get(one.name), "medians")),
+            ("bests", lambda one: _factor_of(to_base.get(one.name), "bests")),
+        ]
+    for name in counts:
+        columns.append((COUNTS[name].heading, lambda one, name=name: _count(one, name)))  # type: ignore[misc]
+    for key in latencies:
+        columns.append((key, lambda one, key=key: _latency(one, key)))  # type: ignore[misc]
+    aims = targets(comparison)
+    if aims and verdicts:
+        columns.append(("target", lambda one: aims.get(one.name, "")))
+    made = [
+        [one.name, one.error] if one.error and not one.rates else _row(one, columns)
+        for one in contenders
+    ]
+    width = len(columns) + 1
+    return Rows(["", *(name for name, _ in columns)], [_wide(row, width) for row in made])
+
+
+def _row(one: Summary, columns: list[tuple[str, Callable[[Summary], str]]]) -> list[str]:
+    return [one.name, *(value(one) for _, value in columns)]
+
+
+def _wide(row: list[str], width: int) -> list[str]:
+    return row + [""] * (width - len(row))
+
+
+def _factor_of(ratio: Ratio | None, what: str) -> str:
+    return "" if ratio is None else factor(getattr(ratio, what))
+
+
+def _count(one: Summary, name: str) -> str:
+    if name not in one.counts or not one.work:
+        return ""
+    return plain(COUNTS[name].scale * one.counts[name] / one.work)
+
+
+def _latency(one: Summary, key: str) -> str:
+    return duration(one.latency_ns[key]) if key in one.latency_ns else ""
+
+
+def targets(comparison: Comparison) -> dict[str, str]:
+    """What is hoped for of each contender, and whether it is so: `≥ 500 k/s: met`."""
+    found: dict[str, list[str]] = {}
+    for one in comparison.contenders:
+        if one.floor_per_s is not None:
+            text = f"≥ {rate(one.floor_per_s)}/s"
+            found.setdefault(one.name, []).append(_verdict(text, one.met))
+    for ratio in comparison.ratios:
+        if ratio.target is not None:
+            text = goal(ratio)
+            found.setdefault(ratio.of, []).append(_verdict(text, ratio.met))
+    return {name: "; ".join(texts) for name, texts in found.items()}
+
+
+def goal(ratio: Ratio) -> str:
+    """What is hoped for of a ratio."""
+    return f"≥ {ratio.target:g} {TIMES} {ratio.to}"
+
+
+def _verdict(text: str, met: bool | None) -> str:
+    return f"{text}: {'met' if met else 'missed'}"
+
+
+def parameters(comparison: Comparison) -> str:
+    """`batch 32, chain 1`."""
+    return ", ".join(f"{name} {value}" for name, value in comparison.parameters.items())
+
+
+def markdown(comparison: Comparison) -> str:
+    """A comparison as a Markdown table, with its title and its parameters."""
+    made = rows(comparison, verdicts=True)
+    lines = [f"**{comparison.title}** ({caption(comparison)})", ""]
+    lines.append("| " + " | ".join(made.headings) + " |")
+    lines.append("|---|" + "---:|" * (len(made.headings) - 1))
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in made.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def caption(comparison: Comparison) -> str:
+    """Its parameters, and how often and how long it was measured."""
+    windows = f"{comparison.rounds} windows of {comparison.window_s * 1000:.3g} ms each"
+    if comparison.rounds < comparison.rounds_planned:
+        windows += f", of {comparison.rounds_planned} planned"
+    return ", ".join(filter(None, (parameters(comparison), comparison.unit, windows)))

@@ -1,0 +1,392 @@
+"""`virtq bench`: what a layout, a feature or a batch size is worth, side by side in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from virtq.bench import machine
+from virtq.bench.measure import (
+    PAIRS,
+    WINDOW_LEAST_S,
+    WINDOW_MOST_S,
+    WINDOW_S,
+    BenchError,
+    Case,
+    Comparison,
+    run_case,
+)
+from virtq.bench.result import Result
+from virtq.bench.table import caption, markdown, rows, targets
+from virtq.cli.demo import interruptible
+from virtq.cli.failures import EXIT_FAILED, beginning, reason
+from virtq.cli.output import print_json, say, show, table
+from virtq.errors import VirtqError
+
+QUICK_S = 70.0
+"""What `--quick` gives the windows, all together; starting peers comes on top."""
+OUTPUT_OPTIONS = {"as_json", "as_markdown", "report"}
+"""Options that do not change what is measured."""
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Several numbers with commas between, each within bounds."""
+
+    name = "n[,n]"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least = least
+        self.most = most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(dict.fromkeys(int(part) for part in str(value).split(",")))
+        except ValueError:
+            self.fail(f"{value!r} is not made of numbers with commas between", param, ctx)
+        for number in numbers:
+            if not self.least <= number <= self.most:
+                self.fail(f"{number} is not within {self.least} to {self.most}", param, ctx)
+        return numbers
+
+
+class Pin(click.ParamType[tuple[int, int]]):
+    """Two processors that this process may use."""
+
+    name = "driver,device"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        numbers = Numbers(0, 1 << 16).convert(value, param, ctx)
+        if len(numbers) != 2:
+            self.fail(f"{value!r} is not two processors, such as 0,1", param, ctx)
+        usable = os.sched_getaffinity(0)
+        for number in numbers:
+            if number not in usable:
+                have = ", ".join(map(str, sorted(usable)))
+                self.fail(
+                    f"there is no processor {number}: this process may use {have}", param, ctx
+                )
+        return numbers[0], numbers[1]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How to measure and what to print, the same for every bench."""
+
+    pairs: int
+    window: float
+    pin: tuple[int, int] | None
+    quick: bool
+    as_json: bool
+    as_markdown: bool
+    report: Path | None
+
+
+def bench_command(command: C) -> C:
+    """The options that every bench has; they come as `terms`."""
+
+    def wrapped(
+        pairs: int,
+        window: float,
+        pin: tuple[int, int] | None,
+        quick: bool,
+        as_json: bool,
+        as_markdown: bool,
+        report: str | None,
+        **others: Any,
+    ) -> Any:
+        if as_json and as_markdown:
+            raise click.UsageError("say one of --json and --markdown")
+        path = _report_path(report)
+        terms = Terms(pairs, window, pin, quick, as_json, as_markdown, path)
+        return command(terms=terms, **others)
+
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    decorators = [
+        click.option(
+            "--pairs",
+            type=click.IntRange(1, 1000),
+            default=PAIRS,
+            show_default=True,
+            help="Windows of each contender.",
+        ),
+        click.option(
+            "--window",
+            metavar="SECONDS",
+            type=click.FloatRange(WINDOW_LEAST_S, WINDOW_MOST_S),
+            default=WINDOW_S,
+            show_default=True,
+            help="How long each is at the most.",
+        ),
+        click.option("--pin", type=Pin(), help="Processors for driver and device, such as 0,1."),
+        click.option("--quick", is_flag=True, help="Fewer cases, all in less than 90 seconds."),
+        *_output_options,
+    ]
+    made: Any = wrapped
+    for decorator in reversed(decorators):
+        made = decorator(made)
+    # Options of the command itself were noted on the function it was.
+    made.__click_params__ = getattr(command, "__click_params__", []) + made.__click_params__
+    return made  # type: ignore[no-any-return]
+
+
+_output_options = [
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown tables."),
+    click.option(
+        "--report", metavar="FILE.html", help="Write a page with plots that needs nothing else."
+    ),
+]
+
+
+def _report_path(report: str | None) -> Path | None:
+    if report is None:
+        return None
+    path = Path(report)
+    with beginning():
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise BenchError(f"{report}: a report is an .html file")
+        if not os.access(path.parent, os.W_OK) or path.is_dir():
+            raise BenchError(f"{report}: cannot be written to")
+    return path
+
+
+@click.group(short_help="Measure what a layout, a feature or a batch size is worth.")
+def bench() -> None:
+    """Measure side by side: contenders take turns in short windows, and medians, bests, spread
+    and counts are compared.
+
+    \b
+    Examples:
+      virtq bench rings --quick
+      virtq bench net --against dpdk --report net.html
+      virtq bench blk --against qemu-storage-daemon
+      virtq bench python --json > python.json
+      virtq bench show python.json --report python.html
+
+    A rate on a shared machine says little by itself: look at the ratios, and at the counts. The
+    exit code is 1 if a contender could not do its work.
+    """
+
+
+# Measuring
+
+
+def measure(
+    name: str,
+    cases: Sequence[Case],
+    terms: Terms,
+    *,
+    notes: Iterable[str] = (),
+    peers: Mapping[str, str] | None = None,
+) -> int:
+    """Carry out the cases of a bench and print what came out; returns the exit code."""
+    started, begun = machine.now(), time.monotonic()
+    kept = list(notes)
+    comparisons: list[Comparison] = []
+    failures: list[str] = []
+    budget_s = QUICK_S / max(len(cases), 1) if terms.quick else None
+    with interruptible(), _progress() as progress:
+        task = progress.add_task(name, total=len(cases), what="")
+        for position, case in enumerate(cases):
+
+            def turn(done: int, count: int, who: str, at: int = position, c: Case = case) -> None:
+                what = f"{at + 1} of {len(cases)}: {c.title}" + (f", {who}" if who else "")
+                progress.update(task, completed=at + done / max(count, 1), what=what)
+
+            turn(0, 1, "")
+            try:
+                comparisons.append(
+                    run_case(
+                        case,
+                        pairs=terms.pairs,
+                        window_s=terms.window,
+                        budget_s=budget_s,
+                        progress=turn,
+                    )
+                )
+            except (VirtqError, OSError) as error:
+                failures.append(f"{case.title}: {reason(error)}")
+    if not comparisons:
+        raise BenchError("; ".join(failures) or "there is nothing to measure")
+    result = Result(
+        name,
+        _command_line(),
+        started,
+        time.monotonic() - begun,
+        machine.describe(peers),
+        tuple(comparisons),
+        tuple(kept + [f"not measured: {failure}" for failure in failures]),
+    )
+    publish([result], terms.as_json, terms.as_markdown, terms.report)
+    for text in [*failures, *result.errors]:
+        say(f"virtq: {text}")
+    return EXIT_FAILED if failures or result.errors else 0
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[what]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _command_line() -> str:
+    """The command that is being carried out, without what only says where its results go."""
+    context = click.get_current_context()
+    words = context.command_path.split()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if not given or option.name in OUTPUT_OPTIONS:
+            continue
+        value = context.params.get(option.name or "")
+        if value is False:
+            words.append(option.secondary_opts[0])
+        elif value is True:
+            words.append(option.opts[0])
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [option.opts[0], text]
+    return shlex.join(words)
+
+
+# What it prints
+
+
+def publish(
+    results: Sequence[Result], as_json: bool, as_markdown: bool, report: Path | None
+) -> None:
+    """Print results as asked for, and write the report."""
+    if report is not None:
+        from virtq.bench.report import save
+
+        save(results, report)
+    if as_json:
+        print_json(results[0].as_json() if len(results) == 1 else [r.as_json() for r in results])
+    elif as_markdown:
+        click.echo("\n".join(markdown(one) for r in results for one in r.comparisons), nl=False)
+    else:
+        parts = [part for result in results for part in _tables(result)]
+        if report is not None:
+            parts.append(Text(f"The report is in {report}."))
+        show(*parts)
+
+
+def _tables(result: Result) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for comparison in result.comparisons:
+        made = rows(comparison, brief=True)
+        headings = [heading.replace(" ", "\n") for heading in made.headings]
+        shown = table(*headings, title=comparison.title, numbers=range(1, len(headings)))
+        for row in made.rows:
+            shown.add_row(*row)
+        parts += [shown, Text(_below(comparison), "dim")]
+    notes = [Text(note) for note in result.notes]
+    where = Text(f"{result.machine.title}\n{result.started}, {result.seconds:.0f} s", "dim")
+    return [*parts, *notes, where]
+
+
+def _below(comparison: Comparison) -> str:
+    verdicts = [f"{name}: {text}" for name, text in targets(comparison).items()]
+    return "\n".join(filter(None, [comparison.work, caption(comparison), *verdicts]))
+
+
+# The benches
+
+_batches = Numbers(1, 1024)
+
+
+@bench.command(short_help="Devices in Python: handle, handle_batch, async handle.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 512),
+    default=256,
+    show_default=True,
+    help="Buffers made available at a time.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, 65536),
+    default=64,
+    show_default=True,
+    help="Bytes of each buffer.",
+)
+@bench_command
+def python(terms: Terms, batch: int, size: int) -> int:
+    """Measure devices whose buffers are served in Python, one by one and as arrays.
+
+    The load is a driver half that needs no interpreter, so that what is measured is the device.
+
+    \b
+    Examples:
+      virtq bench python
+      virtq bench python --batch 32 --size 1024 --pin 0,1
+      virtq bench python --quick --report python.html
+    """
+    from virtq.bench.python import cases
+
+    with beginning():
+        made = cases(batch=batch, size=size, pin=terms.pin, quick=terms.quick)
+    return measure("python", made, terms)
+
+
+@bench.command("show", short_help="Print stored results again, or make a page of them.")
+@click.argument("files", metavar="RESULT.json...", nargs=-1, required=True)
+@click.pass_context
+def show_results(
+    ctx: click.Context, files: tuple[str, ...], as_json: bool, as_markdown: bool, report: str | None
+) -> int:
+    """Print results that --json has stored, several together if there are more.
+
+    \b
+    Examples:
+      virtq bench show rings.json net.json --report all.html
+      virtq bench show blk.json --markdown
+    """
+    if as_json and as_markdown:
+        raise click.UsageError("say one of --json and --markdown", ctx)
+    path = _report_path(report)
+    results = []
+    for file in files:
+        with beginning(file):
+            try:
+                stored = json.loads(Path(file).read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise BenchError(f"not JSON: {error}") from error
+            results += [Result.from_json(one) for one in _each(stored)]
+    publish(results, as_json, as_markdown, path)
+    return 0
+
+
+def _each(stored: Any) -> list[Any]:
+    return stored if isinstance(stored, list) else [stored]
+
+
+for _option in reversed(_output_options):
+    show_results = _option(show_results)
