@@ -49,6 +49,7 @@ TOOLS: Final = {
     """,
 }
 LIFE: Final = """
+exec 4</dev/vda # the page cache of a device that nobody has open is dropped
 /data/writer 0 oflag=direct &
 /data/writer 1 conv=fsync &
 while read -r what part; do
