@@ -140,6 +140,10 @@ class Ring:
         return self.half.outstanding
 
     @property
+    def torn(self) -> bool:
+        return False
+
+    @property
     def device_position(self) -> Position:
         """The judge does not let another device half go on with a ring."""
         return self.position

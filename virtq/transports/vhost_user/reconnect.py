@@ -7,11 +7,11 @@ one must be told is where each ring stands:
     packed    it follows from what the driver has reaped and what lies used in the ring behind that
 
 With IN_ORDER that is all: everything before it is done, and nothing behind it is, so the next
-back-end begins there. (A packed ring can be torn: some devices, such as a receiver of packets, write
-several used descriptors with the first one last. Who is killed in between leaves a ring that only
-the in-flight region can mend.) Without IN_ORDER buffers behind it may be done and others before them not;
-that only the in-flight region tells, which the front-end keeps and hands on. With neither a ring
-can go on only if the device has used all that it was given.
+back-end begins there. A packed ring can be torn, though: some devices, such as a receiver of
+packets, write several used descriptors with the first one last, and one that is killed in between
+leaves a ring that only the in-flight region can mend. Without IN_ORDER buffers behind it may be
+done and others before them not; that too only the in-flight region tells, which the front-end keeps
+and hands on. With neither a ring can go on only if the device has used all that it was given.
 """
 
 from __future__ import annotations
