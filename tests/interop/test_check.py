@@ -11,6 +11,7 @@ import pytest
 
 from tests.interop.peers.availability import program
 from tests.interop.peers.qsd import BlockExport, StorageDaemon
+from virtq.check.run import OUR_FAULT
 from virtq.cli import run
 
 QUICK = ("features", "in_order", "packed", "notifications")
@@ -22,6 +23,8 @@ def verdicts(
     """What each case came to, and the exit code as it has to be."""
     assert run(["check", uri, "--json", *words]) == code
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
+    ours = [result for result in shown["results"] if OUR_FAULT in result["reason"]]
+    assert not ours, ours
     found: dict[str, set[str]] = {}
     for result in shown["results"]:
         found.setdefault(result["case"], set()).add(result["verdict"])
@@ -29,7 +32,8 @@ def verdicts(
 
 
 @pytest.mark.parametrize(
-    ("uri", "only"), [("loopback:blk?size=1M", ()), ("loopback:net?port=sink", QUICK)]
+    ("uri", "only"),
+    [("loopback:blk?size=1M", ()), ("loopback:net?port=sink", QUICK), ("loopback:rng", ())],
 )
 def test_our_own_devices(
     capsys: pytest.CaptureFixture[str], uri: str, only: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from virtq.transports.base import DriverTransport
 
 PATIENCE_S = 2.0
 MOMENT_S = 0.02
+OUR_FAULT = "the case itself failed"
 
+log = logging.getLogger("virtq.check")
 assert device.__all__
 
 
@@ -151,6 +154,9 @@ def _run_one(
     except VirtqError as error:
         verdict = Verdict.FAIL
         fields = {"expected": "the transport to do its work", "came": str(error)}
+    except Exception as error:  # ours, not the device's; the others are still judged
+        log.exception("the case %s itself failed", case.name)
+        verdict, fields = Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
     finally:
         context.close()
     return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)

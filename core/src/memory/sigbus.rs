@@ -177,9 +177,16 @@ fn replace_page(address: usize) -> bool {
         return false;
     };
     let page = 1usize << page_shift;
+    let at = address & !(page - 1);
+    let kind = if at == start || at + page == end { SEPARATE } else { libc::MAP_PRIVATE };
     // A page at a time: another may still be there (a full tmpfs looks the same as a short file). A
-    // process that has no mapping left to split off gets all of it replaced.
-    if !map_zeros(address & !(page - 1), page) && !map_zeros(start, end - start) {
+    // process that has no mapping left to split off gets all of it replaced; one that is a mapping
+    // above what it may have, which a split in the middle can lead to, must let go of some first.
+    let replaced = map_zeros(at, page, kind | libc::MAP_FIXED)
+        || map_zeros(start, end - start, SEPARATE | libc::MAP_FIXED)
+        || (unmap(start, end - start)
+            && map_zeros(start, end - start, SEPARATE | libc::MAP_FIXED_NOREPLACE));
+    if !replaced {
         return false;
     }
     slot.truncated.store(true, Ordering::Relaxed);
@@ -187,13 +194,24 @@ fn replace_page(address: usize) -> bool {
     true
 }
 
-fn map_zeros(start: usize, len: usize) -> bool {
+/// The kernel never makes one mapping of such memory and what lies next to it. At the borders of a
+/// range that matters: where it had grown together with a neighbour, replacing all of it would take one
+/// mapping more.
+const SEPARATE: c_int = libc::MAP_SHARED;
+
+fn map_zeros(start: usize, len: usize, kind: c_int) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let flags = kind | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: whole pages of a mapping of ours, alive as it is being touched; the memory stays
     // readable and writable, and that its content changes is what shared memory does.
     let mapped = unsafe { libc::mmap(start as *mut c_void, len, protection, flags, -1, 0) };
     mapped != libc::MAP_FAILED
+}
+
+fn unmap(start: usize, len: usize) -> bool {
+    // SAFETY: as above, but for the moment until zeros are mapped there; the choice is between this
+    // and certain death.
+    unsafe { libc::munmap(start as *mut c_void, len) == 0 }
 }
 
 /// Leaves the signal to who handled it before us.

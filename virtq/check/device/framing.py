@@ -33,15 +33,13 @@ def a_long_chain(ctx: Context) -> None:
     """A request of many descriptors, as many as a queue that size must take."""
     live = ctx.live(size=64)
     job = live.work.job(0)
-    parts: list[int] = []
-    for length in (len(job.readable), job.writable):
-        count = min(length, 16)
-        if parts:
-            parts.append(0)
-        elif not length:
-            parts.append(0)
-            continue
-        parts += [1] * (count - 1) + ([length - count + 1] if length else [])
+    parts = [*_crumbs(len(job.readable)), 0, *_crumbs(job.writable)]
     live.ring.add(job, tuple(parts))
     live.ring.kick()
     live.ring.wait(1)
+
+
+def _crumbs(length: int) -> list[int]:
+    """A length in up to 16 parts, all but the last of one byte."""
+    count = min(length, 16)
+    return [1] * (count - 1) + [length - count + 1] if count else []
