@@ -94,6 +94,7 @@ impl Mapping {
     }
 
     /// The whole pages that it takes: address and size in bytes.
+    #[cfg(not(loom))]
     pub(super) fn pages(&self) -> (usize, usize) {
         (self.base as usize, self.mapped)
     }

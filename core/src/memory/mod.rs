@@ -15,6 +15,7 @@ mod log;
 mod mapping;
 mod region;
 mod sigbus;
+#[cfg(not(loom))]
 mod userfault;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use iotlb::{Iotlb, MAX_TRANSLATIONS};
 pub use log::{DirtyLog, LOG_PAGE_BYTES};
 pub use mapping::Mapping;
 pub use region::{MAX_REGIONS, Region};
+#[cfg(not(loom))]
 pub use userfault::Userfault;
 
 use region::Table;

@@ -118,6 +118,7 @@ impl Burst {
     }
 
     /// Device-readable bytes of the first `count` buffers, and bytes written to them.
+    #[cfg(not(loom))]
     #[inline]
     pub(crate) fn bytes(&self, count: usize, write: bool) -> (u64, u64) {
         if write {
