@@ -128,7 +128,9 @@ impl Receiver for Generator {
             }
             burst.set_written(index, needed);
         }
-        self.last = first + (count as u64).wrapping_sub(1);
+        if let Some(before_last) = (count as u64).checked_sub(1) {
+            self.last = first + before_last;
+        }
         tally.packets += count as u64;
         tally.bytes += (count * size) as u64;
         count
