@@ -25,6 +25,10 @@ class Shout(virtq.Device):
 """
 
 
+IN_PROCESS = ("-p", "no:cacheprovider", "-p", "no:faulthandler")
+"""An inner faulthandler would stay in front of the core's handler of SIGBUS when it is gone."""
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(shout=DEVICE)
@@ -64,7 +68,7 @@ def test_a_device_under_a_loopback_driver(project: pytest.Pytester) -> None:
             assert virtq_loopback(Shout()).kind is RingKind.PACKED
         """
     )
-    result = project.runpytest("-v", "-p", "no:cacheprovider")
+    result = project.runpytest("-v", *IN_PROCESS)
     result.assert_outcomes(passed=9)
     result.stdout.fnmatch_lines(["*test_shout?packed-in-order?*"])
 
@@ -89,7 +93,7 @@ def test_a_back_end_process(project: pytest.Pytester) -> None:
                 virtq_serve("blk", "memory:1M", "--fault", "raed:1:EIO")
         """
     )
-    project.runpytest("-p", "no:cacheprovider").assert_outcomes(passed=3)
+    project.runpytest(*IN_PROCESS).assert_outcomes(passed=3)
 
 
 @pytest.mark.interop
@@ -109,7 +113,7 @@ def test_a_guest(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> N
             assert disk.end().negotiated & RingKind.PACKED_IN_ORDER.features
         """
     )
-    project.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    project.runpytest_inprocess(*IN_PROCESS).assert_outcomes(passed=1)
 
 
 def test_without_a_guest(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
