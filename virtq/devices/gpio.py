@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,6 +47,9 @@ from virtq.wire.gpio import (
 )
 
 log = logging.getLogger("virtq.device")
+
+IN_LOOP_TIMEOUT_S = 1.0
+"""How long a call from another thread waits for the device's loop to get to it."""
 
 
 @dataclass
@@ -138,8 +142,8 @@ class GpioDevice(Device):
         return f"0 to {len(self.lines) - 1}" + (f", called {called}" if called else "")
 
     def set_line(self, line: str | int, level: int) -> None:
-        """The level on a line changes, from outside; it interrupts if the driver asked for that.
-        From any thread. Raises ValueError for a line that there is not, and a level that is neither
+        """The level on a line changes, from outside, before this returns; it interrupts if the
+        driver asked for that. From any thread. Raises ValueError for a line that there is not, and a level that is neither
         0 nor 1."""
         number = self.line(line)
         if level not in (0, 1):
@@ -160,7 +164,18 @@ class GpioDevice(Device):
         if loop is None or loop is here or loop.is_closed():
             call()
         else:
-            loop.call_soon_threadsafe(call)
+            done = threading.Event()
+
+            def carry_out() -> None:
+                try:
+                    call()
+                finally:
+                    done.set()
+
+            loop.call_soon_threadsafe(carry_out)
+            # The driver must not find the level of before once this has returned; but a loop that
+            # has just stopped does not carry anything out any more.
+            done.wait(IN_LOOP_TIMEOUT_S)
 
     # Requests
 
