@@ -143,8 +143,8 @@ class GpioDevice(Device):
 
     def set_line(self, line: str | int, level: int) -> None:
         """The level on a line changes, from outside, before this returns; it interrupts if the
-        driver asked for that. From any thread. Raises ValueError for a line that there is not, and a level that is neither
-        0 nor 1."""
+        driver asked for that. From any thread. Raises ValueError for a line that there is not, and
+        a level that is neither 0 nor 1."""
         number = self.line(line)
         if level not in (0, 1):
             raise ValueError(f"a GPIO line is at level 0 or 1, not {level!r}")
