@@ -87,6 +87,7 @@ def _underlined(text: str, line: str) -> str:
 def _write(name: str, text: str) -> None:
     path = HERE / "reference" / f"{name}.rst"
     if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
 

@@ -12,6 +12,7 @@ import os
 from typing import NamedTuple
 
 from virtq._core import Inflight as CoreInflight
+from virtq.transports.vhost_user import wire
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.wire import Inflight, ProtocolError
 
@@ -22,7 +23,7 @@ _ZEROES = bytes(1 << 16)
 class Answer(NamedTuple):
     """What a request is answered with when descriptors belong to it; they stay the sender's."""
 
-    payload: Inflight | None
+    payload: wire.Inflight | None
     fds: tuple[int, ...]
 
 
