@@ -95,14 +95,6 @@ def padding(ctx: Context) -> None:
         expect(padding == b"\0", "unused0 = 0", padding.hex())
 
 
-@case("blk.init.dev.non-zoned-no-offer", device_id=_BLK, rings=False)
-def zoned_is_not_offered(ctx: Context) -> None:
-    """A disk without zones does not offer ZONED."""
-    offered = ctx.session().offered
-    if offered & BlkFeature.ZONED:
-        raise NotObservable("the disk is zoned")
-
-
 @case("blk.init.dev.writeback-zero", device_id=_BLK, rings=False, needs=BlkFeature.CONFIG_WCE)
 def writeback_without_flush(ctx: Context) -> None:
     """With CONFIG_WCE and without FLUSH, writeback begins as 0."""
