@@ -1,7 +1,8 @@
 """Devices that get one thing wrong, and the cases that must notice.
 
 A mutant is the reference with one method, or one method of its ring's half, replaced. `CATCHES`
-says which cases have to fail on it, in at least one kind of ring.
+says which cases have to fail on it, in at least one kind of ring. Here are those of every device
+type; the files `mutants_*.py` beside this one have those of one type or one bus.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ from virtq.wire.blk import BlkFeature, Header, Segment, Type
 from virtq.wire.blk import Status as BlkStatus
 
 CATCHES: dict[type[Reference], tuple[str, ...]] = {}
+REFERENCES: dict[str, tuple[type[Reference], ...]] = {}
+"""The devices that are right, by area of cases: every case has to pass on one of them, and to fail
+on none. Areas that are not here have the reference alone."""
+BUSES: dict[type[Reference], str] = {}
+"""References that stand behind a bus: "pci" or "mmio"."""
+
+
+class ReadOnly(Reference):
+    offered = Reference.offered | int(BlkFeature.RO)
+
+
+class SplitOnly(Reference):
+    offered = Reference.offered & ~int(F.RING_PACKED)
+
+
+REFERENCES["blk"] = (Reference, ReadOnly)
+REFERENCES["features"] = (Reference, SplitOnly)
 
 
 def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.check.mutants import CATCHES
+from tests.check.mutants import BUSES, CATCHES, REFERENCES
 from tests.check.reference import Reference
-from virtq.check.case import CASES
+from virtq.check.case import CASES, Verdict
 from virtq.check.results import BAD
 from virtq.check.run import Result, Subject, run
 
 PATIENCE_S, PATIENCE_WITH_A_MUTANT_S = 10.0, 0.25
 
+for file in sorted(Path(__file__).parent.glob("mutants_*.py")):
+    importlib.import_module(f"tests.check.{file.stem}")
+
 
 def judge(
     device: type[Reference], names: tuple[str, ...], patience_s: float = PATIENCE_S
 ) -> Iterator[Result]:
-    subject = Subject.find("reference:", device, None, None)
+    bus = next((bus for parent, bus in BUSES.items() if issubclass(device, parent)), None)
+    subject = Subject.find("reference:", device, None, bus)
     return run(subject, [CASES[name] for name in names], patience_s=patience_s)
 
 
@@ -30,8 +36,15 @@ def test_every_case_has_a_mutant() -> None:
 @pytest.mark.parametrize("area", sorted({case.area for case in CASES.values()}))
 def test_the_reference_passes(area: str) -> None:
     names = tuple(name for name, case in CASES.items() if case.area == area)
-    wrong = [result for result in judge(Reference, names) if result.verdict in BAD]
+    results = [
+        result
+        for reference in REFERENCES.get(area, (Reference,))
+        for result in judge(reference, names)
+    ]
+    wrong = [result for result in results if result.verdict in BAD]
     assert not wrong, [(r.title, r.expected, r.came, r.reason) for r in wrong]
+    passed = {result.case.name for result in results if result.verdict is Verdict.PASS}
+    assert passed == set(names), "cases that were only skipped"
 
 
 @pytest.mark.parametrize("mutant", CATCHES, ids=lambda mutant: mutant.__name__)

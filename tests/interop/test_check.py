@@ -112,4 +112,4 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         "in_order"
     }
     assert run(["check", "--coverage"]) == 0
-    assert "requirements on devices that can be observed have a case" in capsys.readouterr().out
+    assert "requirements that can be observed have a case" in capsys.readouterr().out

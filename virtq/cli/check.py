@@ -214,6 +214,6 @@ def _coverage(as_json: bool) -> None:
     unchecked = [area for area, (checked, _) in areas.items() if not checked]
     show(
         rows,
-        f"{have} of {of} requirements on devices that can be observed have a case",
+        f"{have} of {of} requirements that can be observed have a case",
         f"areas without one: {', '.join(unchecked)}",
     )
