@@ -60,8 +60,11 @@ else
 		--target $(TARGET) -- --skip more_holes_than_a_process_may_have_mappings
 endif
 
+# What runs in this process on every core; then the peers, one test at a time: a busy-polling peer
+# wants the machine for itself.
 python-test: setup-test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal --ignore tests/interop
+	$(BIN)/pytest tests/interop
 
 # The pages of docs/, under target/docs; any warning is an error.
 docs: $(VENV)/docs-tools
