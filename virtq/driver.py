@@ -34,13 +34,15 @@ class Driver:
 
     A subclass for a device type sets `device_id`, `features` (device-specific bits that it
     accepts), `optional_features` (bits that it accepts when asked), `config_layout` with
-    `config_fields` (which feature brings which field), and overrides the hooks below."""
+    `config_fields` (which feature brings which field), `needs_config` if it cannot do without, and
+    overrides the hooks below."""
 
     device_id: int | None = None
     features: int = 0
     optional_features: int = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
     config_layout: type | None = None
     config_fields: Mapping[str, int] = {}
+    needs_config: bool = False
     queue_size: int = 256
     indirect_length: int = 4
 
@@ -206,6 +208,11 @@ class Driver:
         self.driver_features = accepted
 
     def _set_up_queues(self) -> None:
+        if self.needs_config and self.config is None:
+            raise ConfigError(
+                f"the device has no configuration space, and {type(self).__name__} needs it"
+                " (a vhost-user back-end has to take the protocol feature CONFIG)"
+            )
         queues = []
         for index, spec in sorted(self.plan().items()):
             queues.append(self._set_up(index, spec))
