@@ -60,11 +60,10 @@ else
 		--target $(TARGET) -- --skip more_holes_than_a_process_may_have_mappings
 endif
 
-# What runs in this process on every core; then the peers, one test at a time: a busy-polling peer
-# wants the machine for itself.
+# A peer that polls wants the machine for itself: those tests come last, one at a time.
 python-test: setup-test
-	$(BIN)/pytest --numprocesses auto --dist worksteal --ignore tests/interop
-	$(BIN)/pytest tests/interop
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m 'not alone'
+	$(BIN)/pytest -m alone
 
 # The pages of docs/, under target/docs; any warning is an error.
 docs: $(VENV)/docs-tools
