@@ -41,13 +41,16 @@ class QtestTransport:
         machine: str | None = None,
         ram_bytes: int = RAM_BYTES,
         qemu: str = QEMU,
+        queue_size_max: int | None = None,
     ) -> None:
         """`device`: what QEMU's `-device` takes, such as `virtio-blk-pci,packed=on,in_order=on`; a
         model that ends in `-device` is one with memory-mapped registers. `arguments`: further
-        options for QEMU.
+        options for QEMU; devices among them may be plugged into this one, as a console's ports are.
 
         A block device that names no `drive` gets the raw image `disk`, or `disk_bytes` of zeroes
-        that vanish with it; a network device that names no `netdev` gets one that leads nowhere.
+        that vanish with it; a network device that names no `netdev` gets one that leads nowhere;
+        a console without `arguments` has one port, which leads nowhere. `queue_size_max`: no queue
+        is said to be larger, whatever the device says.
 
         Raises TransportError, with QEMU's words where it has any, if there is no such device."""
         if not _MODEL.fullmatch(device):
@@ -63,11 +66,18 @@ class QtestTransport:
             if "-net-" in model and ",netdev=" not in device:
                 given += ["-netdev", "user,id=virtq-net,restrict=on"]
                 device += ",netdev=virtq-net"
+            if "-serial-" in model and not arguments:
+                given += [
+                    "-chardev",
+                    "null,id=virtq-port",
+                    "-device",
+                    "virtconsole,chardev=virtq-port",
+                ]
             if self._mmio:
                 given += ["-global", "virtio-mmio.force-legacy=false"]
             self._machine = Machine(
                 machine or ("microvm,ioapic2=off" if self._mmio else "pc"),
-                [*given, "-device", device],
+                ["-device", device, *given],
                 qemu=qemu,
                 ram_bytes=ram_bytes,
                 name=name,
@@ -76,9 +86,8 @@ class QtestTransport:
             self._memory, self._registers = self._map()
             self._notifier = Notifier(self._machine.client, self._registers)
             stack.callback(self._notifier.close)
-            self._queue_sizes = [
-                self._registers.queue_size_max(i) for i in range(self._registers.queue_count)
-            ]
+            sizes = map(self._registers.queue_size_max, range(self._registers.queue_count))
+            self._queue_sizes = [min(size, queue_size_max or size) for size in sizes]
             self._resources = stack.pop_all()
 
     def _map(self) -> tuple[Memory, Registers]:
