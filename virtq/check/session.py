@@ -337,10 +337,18 @@ def _cut(job: Job, pieces: tuple[int, ...] | None) -> tuple[list[int], list[int]
 class Session:
     """A device from its reset on. Close it: it is reset again then, if it still can be."""
 
-    def __init__(self, transport: DriverTransport, *, patience_s: float, moment_s: float) -> None:
+    def __init__(
+        self,
+        transport: DriverTransport,
+        *,
+        patience_s: float,
+        moment_s: float,
+        let_go: Callable[[], None] | None = None,
+    ) -> None:
         """`patience_s`: how long to wait for what must come. `moment_s`: how long to look for what
-        must not."""
+        must not. `let_go`: what is done with the transport in the end, if it is not closed."""
         self.transport = transport
+        self._let_go = let_go or transport.close
         self.patience_s = patience_s
         self.moment_s = moment_s
         self.arena = Arena(transport.memory)
@@ -395,7 +403,7 @@ class Session:
                 self.transport.write_status(0)
             self._forget_rings()
         finally:
-            self.transport.close()
+            self._let_go()
 
     def _forget_rings(self) -> None:
         for ring in self.rings.values():

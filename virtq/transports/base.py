@@ -167,6 +167,16 @@ class Alarming(Protocol):
         ...
 
 
+@runtime_checkable
+class Renewable(Protocol):
+    """What a transport has besides `DriverTransport` if its device can serve another driver that is
+    not to see anything of the one before."""
+
+    def renew(self) -> None:
+        """Reset the device, and clear the memory that it can reach. Raises TransportError."""
+        ...
+
+
 class DriverTransport(Protocol):
     """What a driver asks of a transport: one device, seen from the driver's side."""
 

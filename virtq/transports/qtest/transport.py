@@ -180,6 +180,14 @@ class QtestTransport:
 
     # The end
 
+    def renew(self) -> None:
+        """As a new QEMU would be: the device is reset, its interrupts are taken back, RAM is zero.
+        Raises TransportError, PeerGone."""
+        self._notifier.config_changed = None
+        self.write_status(0)
+        self._machine.clear_ram(_RAM_START)
+        self.check()
+
     def check(self) -> None:
         self._machine.check()
 
