@@ -6,7 +6,8 @@ A transport knows neither device types nor drivers; a device or driver knows no 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 from virtq._core import DeviceQueue, Memory, Position, TranslationMiss
 
@@ -174,6 +175,26 @@ class Renewable(Protocol):
 
     def renew(self) -> None:
         """Reset the device, and clear the memory that it can reach. Raises TransportError."""
+        ...
+
+
+@runtime_checkable
+class ByRegisters(Protocol):
+    """What a transport has besides `DriverTransport` if the device is reached by registers, and
+    they can be accessed one by one."""
+
+    @property
+    def registers(self) -> Any:
+        """Those of the bus (`virtq.transports.qtest.virtio_pci`, `virtio_mmio`)."""
+        ...
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """While this is held, no register is read or written, and no interrupt acknowledged, but
+        by the caller; notifications wait."""
+        ...
+
+    def change_config(self) -> bool:
+        """Have the device change its configuration as its owner would; whether there is a way."""
         ...
 
 
