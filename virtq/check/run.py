@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from virtq.check import device
-from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Verdict
+from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Party, Verdict
 from virtq.check.context import Context
 from virtq.check.keep import Keeper
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
@@ -70,17 +70,20 @@ class Subject:
         return cls(uri, open, known, offered, bus)
 
 
-def chosen(patterns: Sequence[str]) -> list[Case]:
+def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case]:
     """The cases that a pattern such as `in_order.*` or `blk` (an area) names; all without one.
-    Raises UriError for a pattern that names none."""
+    `party`: only those about devices or drivers; for a driver's the `driver.` of the name can be
+    left out. Raises UriError for a pattern that names none."""
+    known = {name: case for name, case in CASES.items() if party in (None, case.party)}
     if not patterns:
-        return list(CASES.values())
+        return list(known.values())
     found: dict[str, Case] = {}
     for pattern in patterns:
+        wanted = {pattern, f"driver.{pattern}"} if party == "driver" else {pattern}
         named = {
             name: case
-            for name, case in CASES.items()
-            if fnmatchcase(name, pattern) or case.area == pattern
+            for name, case in known.items()
+            if case.area in wanted or any(fnmatchcase(name, each) for each in wanted)
         }
         if not named:
             raise UriError(f"no case is called {pattern!r}: --list shows them all")
