@@ -56,7 +56,8 @@ REGISTERS: Mapping[str, int] = MappingProxyType(
 _CONFIG = 0x100
 _EVENTS = 3
 """The bits of InterruptStatus that have a meaning."""
-_RESET_TIMEOUT_S = 5.0
+_RESET_TIMEOUT_S = 1.0
+"""The device answers each look meanwhile."""
 
 
 class MmioRegisters:
