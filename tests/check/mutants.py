@@ -20,8 +20,7 @@ from virtq.model.memory import Position as ModelPosition
 from virtq.model.notify import PackedEvent
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.status import Status
-from virtq.wire.blk import BlkFeature, Header, Segment, Type
-from virtq.wire.blk import Status as BlkStatus
+from virtq.wire.blk import BlkFeature, Header, Type
 
 CATCHES: dict[type[Reference], tuple[str, ...]] = {}
 REFERENCES: dict[str, tuple[type[Reference], ...]] = {}
@@ -31,15 +30,10 @@ BUSES: dict[type[Reference], str] = {}
 """References that stand behind a bus: "pci" or "mmio"."""
 
 
-class ReadOnly(Reference):
-    offered = Reference.offered | int(BlkFeature.RO)
-
-
 class SplitOnly(Reference):
     offered = Reference.offered & ~int(F.RING_PACKED)
 
 
-REFERENCES["blk"] = (Reference, ReadOnly)
 REFERENCES["features"] = (Reference, SplitOnly)
 
 
@@ -626,62 +620,3 @@ class DiesOfAMalformedRing(Reference):
         except Exception:
             self.gone = True
             raise
-
-
-# The disk
-
-
-@catches("blk.read_and_write", "blk.zeroes_read_as_zeroes")
-class ForgetsWrites(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        if header.type == Type.OUT:
-            return BlkStatus.OK, b""
-        if header.type == Type.WRITE_ZEROES:
-            return BlkStatus.OK, b""
-        return super().request(header, data, room)
-
-
-@catches("blk.an_unknown_request", "blk.zone_requests_without_zoned")
-class KnowsEverything(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        status, reply = super().request(header, data, room)
-        return (BlkStatus.OK if status == BlkStatus.UNSUPP else status), reply
-
-
-@catches("blk.beyond_the_end")
-class HasNoEnd(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        if header.type == Type.IN:
-            return BlkStatus.OK, bytes(room)
-        return super().request(header, data, room)
-
-
-@catches("blk.read_only")
-class WritesReadOnly(Reference):
-    offered = Reference.offered | int(BlkFeature.RO)
-
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        return (
-            (BlkStatus.OK, b"") if header.type == Type.OUT else super().request(header, data, room)
-        )
-
-
-@catches("blk.padding")
-class NoisyPadding(Reference):
-    @property
-    def config(self) -> bytes:
-        config = bytearray(super().config)
-        config[33] = 1
-        return bytes(config)
-
-
-@catches("blk.writeback_without_flush")
-class WritebackAlways(Reference):
-    def writeback(self) -> int:
-        return 1
-
-
-@catches("blk.discard_with_flags", "blk.zeroes_with_flags")
-class IgnoresFlags(Reference):
-    def ranges(self, kind: int, segments: Sequence[Segment]) -> int:
-        return super().ranges(kind, [segment._replace(flags=0) for segment in segments])

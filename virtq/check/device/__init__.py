@@ -2,6 +2,9 @@
 
 from virtq.check.device import (
     blk,
+    blk_config,
+    blk_ranges,
+    blk_zones,
     features,
     framing,
     in_order,
@@ -16,6 +19,9 @@ from virtq.check.device import (
 
 __all__ = [
     "blk",
+    "blk_config",
+    "blk_ranges",
+    "blk_zones",
     "features",
     "framing",
     "in_order",
