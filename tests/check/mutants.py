@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from tests.check.reference import Packed, Reference, Served, Split
+from tests.check.reference import RAM_BYTES, Packed, Reference, Served, Split
 from virtq._core import Position
 from virtq.features import F
 from virtq.model.memory import INDIRECT, NEXT, WRITE, DeviceHalf, Piece, Taken
@@ -620,3 +620,118 @@ class DiesOfAMalformedRing(Reference):
         except Exception:
             self.gone = True
             raise
+
+
+# Added with the deeper cases
+
+
+@catches("status.a_need_for_a_reset_is_announced")
+class NeedsAResetSilently(Reference):
+    def announce(self) -> None:
+        """Nobody is told."""
+
+
+@catches("status.a_queue_that_stops_says_so")
+class StopsSilently(Reference):
+    def give_up(self, served: Served) -> None:
+        served.broken = True
+
+
+@catches("features.a_layout_that_works")
+class NoLayout(Reference):
+    def serve(self, served: Served) -> None:
+        """It serves nobody."""
+
+
+@catches("features.addresses_are_what_they_are")
+class ReachesHalfTheMemory(Reference):
+    def handle(self, buffer: Taken) -> int:
+        middle = self.memory.regions[0].guest_addr + RAM_BYTES // 2
+        if any(piece.address >= middle for piece in buffer.pieces):
+            raise ValueError("beyond what it reaches")
+        return super().handle(buffer)
+
+
+class Platform(Reference):
+    offered = Reference.offered | int(F.ACCESS_PLATFORM | F.ORDER_PLATFORM)
+
+
+REFERENCES["features"] = (*REFERENCES["features"], Platform)
+
+
+@catches("features.access_platform_declined", "features.order_platform_declined")
+class NeverAgain(Platform):
+    """Once something was declined, it takes nothing any more."""
+
+    declined = False
+
+    def accepts(self, features: int) -> bool:
+        both = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
+        self.declined = self.declined or not features & both
+        return not self.declined and super().accepts(features)
+
+
+class OnMmio(Reference):
+    """Behind virtio-mmio, as far as feature bits go."""
+
+
+BUSES[OnMmio] = "mmio"
+REFERENCES["features"] = (*REFERENCES["features"], OnMmio)
+
+
+@catches("features.what_belongs_to_pci")
+class VirtualFunctionsOnMmio(OnMmio):
+    offered = Reference.offered | int(F.SR_IOV)
+
+
+@catches("features.what_belongs_to_pci")
+class AdministrationOnMmio(OnMmio):
+    offered = Reference.offered | int(F.ADMIN_VQ)
+
+
+@catches("split.an_entry_is_whole_when_the_index_says_so")
+class LengthLater(Reference):
+    """The index first, the length after it."""
+
+    class split(Split):
+        def flush(self) -> int:
+            slot = self.used_idx % self.size
+            before = self.ring.used(slot)
+            done = super().flush()
+            if done:
+                now = self.ring.used(slot)
+                self.ring.set_used(slot, now[0], before[1])
+                self.ring.used_idx = self.used_idx
+                time.sleep(0.002)
+                self.ring.set_used(slot, *now)
+            return done
+
+
+@catches("split.one_entry_for_each")
+class BatchesWithoutOrder(Reference):
+    """One used entry for several buffers, though IN_ORDER was not negotiated."""
+
+    class split(Split):
+        def flush(self) -> int:
+            had, self.in_order = self.in_order, True
+            try:
+                return super().flush()
+            finally:
+                self.in_order = had
+
+
+@catches("packed.a_list_of_the_whole_ring")
+class CountsTheWrapTwice(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            super()._use(batch)
+            if sum(buffer.slots for buffer in batch) == self.size:
+                self.next_used = self.next_used._replace(wrap=1 - self.next_used.wrap)
+
+
+@catches("packed.a_list_of_the_whole_ring")
+class ShortListsOnly(Reference):
+    def handle(self, buffer: Taken) -> int:
+        if len(buffer.pieces) > 4:
+            raise ValueError("a list that is too long")
+        return super().handle(buffer)

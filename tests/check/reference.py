@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtq._core import Memory, Position
-from virtq.errors import ConfigError, PeerGone
+from virtq.errors import ConfigError, PeerGone, TransportError
 from virtq.features import F
 from virtq.model.memory import DeviceHalf, Taken, Violation
 from virtq.model.packed import PackedDevice
@@ -177,6 +177,7 @@ class Reference:
     # Queues
 
     def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
+        self.check_size(queue.size)
         kick, call = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
         queue.set_kick(kick)
         queue.set_call(call)
@@ -186,6 +187,11 @@ class Reference:
             half = self.make_half(queue.size, desc, driver, device)
             self.queues[queue.index] = Served(half, kick, call)
         self._look()
+
+    def check_size(self, size: int) -> None:
+        whole = self.features & F.RING_PACKED or not size & (size - 1)
+        if size > self.size_max or not whole:
+            raise TransportError(f"reference: a queue of {size} slots is refused")
 
     def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
         layout: Any = self.packed if self.features & F.RING_PACKED else self.split
@@ -218,9 +224,16 @@ class Reference:
                         try:
                             self.serve(served)
                         except (Violation, ValueError, OverflowError, TypeError, IndexError):
-                            served.broken = True
+                            self.give_up(served)
                         except Exception as error:  # memory that is not there
-                            served.broken = "mapped" in str(error) or "64 bits" in str(error)
+                            if "mapped" in str(error) or "64 bits" in str(error):
+                                self.give_up(served)
+
+    def give_up(self, served: Served) -> None:
+        """A queue is broken: nothing but a reset helps."""
+        served.broken = True
+        self.status |= Status.DEVICE_NEEDS_RESET
+        self.announce()
 
     def serve(self, served: Served) -> None:
         half = served.half
