@@ -8,6 +8,7 @@ type; the files `mutants_*.py` beside this one have those of one type or one bus
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -735,3 +736,114 @@ class ShortListsOnly(Reference):
         if len(buffer.pieces) > 4:
             raise ValueError("a list that is too long")
         return super().handle(buffer)
+
+
+class Later(Reference):
+    """Some of what it took it finishes when there is nobody any more: after a reset."""
+
+    left: tuple[DeviceHalf, int, list[Taken]] | None = None
+
+    def serve(self, served: Served) -> None:
+        self.left = served.half, served.call, list(served.half.all_taken[-1:])
+        super().serve(served)
+
+    def finish(self) -> None:
+        if self.left is None:
+            return
+        half, _, taken = self.left
+        self.left = None
+
+        def late() -> None:
+            time.sleep(0.004)
+            for buffer in taken:
+                buffer.write(b"late")
+            if isinstance(half, Packed):
+                half.ring.set_desc(0, half.ring.desc(0)._replace(addr=1))
+            elif isinstance(half, Split):
+                half.ring.used_flags = 2
+
+        threading.Thread(target=late, daemon=True).start()
+
+
+@catches("in_order_resets.a_reset_with_buffers_outstanding")
+class WritesAfterAReset(Later):
+    def reset(self) -> None:
+        super().reset()
+        self.finish()
+
+
+@catches("in_order_resets.a_queue_reset_with_buffers_outstanding")
+class WritesAfterAQueueReset(Later):
+    def reset_queue(self, index: int) -> Position:
+        position = super().reset_queue(index)
+        self.finish()
+        return position
+
+
+@catches(
+    "in_order_resets.a_queue_reset_with_buffers_outstanding",
+    "in_order_resets.a_reset_with_buffers_outstanding",
+    "in_order_resets.a_long_random_run_with_resets",
+)
+class GoesOnWhereItStood(RemembersWhereItStood):
+    """A queue that comes again goes on at the slot where it was reset."""
+
+
+@catches("in_order_resets.chains_across_the_end", "in_order.a_full_ring")
+class FlagsOfTheEndOfABatch(Reference):
+    """The wrap counter of where the batch ends, not of where it begins; the head of the first chain
+    where there are two."""
+
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            at = self.next_used
+            super()._use(batch)
+            if self.next_used.wrap != at.wrap:
+                desc = self.ring.desc(at.slot)
+                self.ring.set_desc(at.slot, desc._replace(flags=desc.flags ^ 0x8080))
+
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            slot = self.used_idx % self.size
+            super()._use(batch)
+            if slot + len(batch) > self.size:
+                self.ring.set_used(slot, batch[0].id, self.ring.used(slot)[1])
+
+
+@catches("in_order_resets.a_ring_full_of_tables", "in_order.indirect_within_a_batch")
+class LosesAFullRing(Reference):
+    """Row 22: how many are to be used is counted modulo the size of the ring."""
+
+    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
+        if half.in_order and len(taken) % 8 == 0:
+            return
+        super().use(half, taken)
+
+
+@catches("in_order_resets.tables_and_lists_in_a_batch")
+class CountsTablesAsLists(Reference):
+    """It moves on by the descriptors of a buffer, though they are in a table."""
+
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            for buffer in batch:
+                buffer.slots = len(buffer.pieces)
+            super()._use(batch)
+
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            self.used_idx += sum(len(b.pieces) - b.slots for b in batch if b.table)
+            super()._use(batch)
+
+
+@catches("in_order_resets.a_long_random_run_with_resets")
+class OneKindForEver(Reference):
+    """It keeps the layout that was negotiated first."""
+
+    first: int | None = None
+
+    def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
+        layout = self.features & F.RING_PACKED
+        self.first = layout if self.first is None else self.first
+        chosen = Packed if self.first else Split
+        return chosen(self.memory, self.features, size, desc, driver, device)
