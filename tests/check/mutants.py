@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from tests.check.reference import RAM_BYTES, Packed, Reference, Served, Split
 from virtq._core import Position
+from virtq.errors import TransportError
 from virtq.features import F
 from virtq.model.memory import INDIRECT, NEXT, WRITE, DeviceHalf, Piece, Taken
 from virtq.model.memory import Position as ModelPosition
@@ -613,8 +614,25 @@ class IgnoresAQueueReset(Reference):
     "malformed.a_table_with_next",
     "malformed.a_list_longer_than_the_ring",
     "malformed.readable_after_writable",
+    "malformed_more.a_ring_nowhere",
+    "malformed_more.a_ring_half_in_memory",
+    "malformed_more.a_buffer_over_the_ring",
+    "malformed_more.a_buffer_twice",
+    "malformed_more.a_next_beyond_the_table",
+    "malformed_more.a_chain_without_an_end",
+    "malformed_more.a_table_within_a_table",
+    "malformed_more.a_table_that_was_not_negotiated",
+    "malformed_more.a_list_that_is_not_all_available",
+    "malformed_more.a_descriptor_that_changes",
+    "malformed_more.event_flags_3",
+    "malformed_more.an_event_beyond_the_ring",
 )
 class DiesOfAMalformedRing(Reference):
+    def handle(self, buffer: Taken) -> int:
+        if not all(piece.length for piece in buffer.pieces):
+            raise ValueError("a descriptor of no bytes")
+        return super().handle(buffer)
+
     def serve(self, served: Served) -> None:
         try:
             super().serve(served)
@@ -789,7 +807,7 @@ class GoesOnWhereItStood(RemembersWhereItStood):
     """A queue that comes again goes on at the slot where it was reset."""
 
 
-@catches("in_order_resets.chains_across_the_end", "in_order.a_full_ring")
+@catches("in_order_resets.chains_across_the_end", "in_order.around_the_end")
 class FlagsOfTheEndOfABatch(Reference):
     """The wrap counter of where the batch ends, not of where it begins; the head of the first chain
     where there are two."""
@@ -847,3 +865,66 @@ class OneKindForEver(Reference):
         self.first = layout if self.first is None else self.first
         chosen = Packed if self.first else Split
         return chosen(self.memory, self.features, size, desc, driver, device)
+
+
+@catches("malformed_more.a_queue_that_is_too_large", "malformed_more.a_split_queue_of_twelve")
+class DiesOfASize(Reference):
+    def check_size(self, size: int) -> None:
+        try:
+            super().check_size(size)
+        except TransportError:
+            self.gone = True
+            raise
+
+
+@catches("malformed_more.a_buffer_across_regions", "malformed_more.a_table_across_regions")
+class DiesAtABorder(Reference):
+    def take(self, half: DeviceHalf) -> Sequence[Taken]:
+        taken = super().take(half)
+        for buffer in taken:
+            pieces = [(piece.address, piece.length) for piece in buffer.pieces]
+            for start, length in (*pieces, *([buffer.table] if buffer.table else [])):
+                borders = [region.guest_addr for region in self.memory.regions]
+                self.gone |= any(start < border < start + length for border in borders)
+        return taken
+
+
+@catches("malformed_more.reserved_available_flags")
+class DiesOfAvailableFlags(Reference):
+    class split(Split):
+        def _call_wanted(self) -> bool:
+            if self.ring.avail_flags & ~1:
+                raise MemoryError
+            return super()._call_wanted()
+
+    def serve(self, served: Served) -> None:
+        try:
+            super().serve(served)
+        except MemoryError:
+            self.gone = True
+
+
+@catches("malformed_more.descriptor_flags_of_all_sorts")
+class HangsOnUnknownFlags(Reference):
+    stuck = False
+
+    def look_at(self, flags: int) -> None:
+        self.stuck = self.stuck or bool(flags & 0x7F78)
+
+    def serve(self, served: Served) -> None:
+        half = served.half
+        if isinstance(half, Split):
+            self.look_at(half.ring.desc(0).flags | half.ring.desc(4).flags)
+        elif isinstance(half, Packed):
+            self.look_at(half.ring.desc(4).flags)
+        if not self.stuck:
+            super().serve(served)
+
+
+@catches("malformed_more.another_queue_goes_on")
+class OneForAll(Reference):
+    """With one queue, all are broken, and nobody is told."""
+
+    def give_up(self, served: Served) -> None:
+        for each in self.queues.values():
+            each.broken = True

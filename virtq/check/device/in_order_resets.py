@@ -102,11 +102,11 @@ def _slots(live: Live) -> int:
 def chains_across_the_end(ctx: Context) -> None:
     """Batches of chains of every length, beginning at every slot of a small ring, so that each
     crosses its end somewhere."""
-    live = ctx.live(size=11 if ctx.kind and ctx.kind.packed else 8)
+    live = ctx.live(size=11 if ctx.kind and ctx.kind.packed else 16)
     number = 0
     for first, second in itertools.product(range(1, 6), range(1, 4)):
         count = 0
-        for length in (first, second):
+        for length in (first, second, 2)[: 3 - first % 2]:
             job = live.work.job(number)
             live.ring.add(job, _pieces(len(job.readable), job.writable, length))
             number, count = number + 1, count + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context
+from virtq.check.session import Ring, Session
 from virtq.status import Status
 from virtq.transports.base import TellsQueueErrors
 
@@ -138,11 +139,14 @@ def a_queue_that_stops_says_so(ctx: Context) -> None:
     live.ring.change_head(lambda d: d._replace(addr=_NOWHERE))
     live.ring.add(live.work.job(1))
     live.ring.kick(always=True)
-    transport = live.session.transport
     for _ in live.session.patience("DEVICE_NEEDS_RESET, a queue error, or a used buffer"):
-        if transport.read_status() & Status.DEVICE_NEEDS_RESET:
+        if is_given_up(live.session, live.ring) or live.ring.half.used_entry() is not None:
             break
-        if isinstance(transport, TellsQueueErrors) and transport.queue_error(live.ring.index):
-            break
-        if live.ring.half.used_entry() is not None:
-            break
+
+
+def is_given_up(session: Session, ring: Ring) -> bool:
+    """Whether the device says that it serves this virtqueue no more."""
+    transport = session.transport
+    if transport.read_status() & Status.DEVICE_NEEDS_RESET:
+        return True
+    return isinstance(transport, TellsQueueErrors) and transport.queue_error(ring.index)
