@@ -2,8 +2,8 @@
 requirement does not hold.
 
 A case says which requirements it checks, what the device has to offer for it, and which kinds of
-ring it is about. Those about drivers (`party="driver"`) have names that begin with `driver.`. A case
-ends in one of these ways:
+ring it is about. Those about drivers (`party="driver"`) have names that begin with `driver.`.
+A case ends in one of these ways:
 
     it returns          pass
     Broken              fail: a requirement does not hold; expected, and what came

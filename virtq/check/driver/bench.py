@@ -9,16 +9,18 @@ that no case pays for another.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
 from virtq.check.case import KINDS, Broken, Case, Hung, NotObservable, Verdict
 from virtq.check.driver.context import DriverContext, Stalled
 from virtq.check.driver.peer import OFFERED, Offer, Peer, serve_plainly
-from virtq.check.driver.record import Record
+from virtq.check.driver.record import Record, Words
 from virtq.check.driver.roles import RING_FEATURES, ROLES, Role
 from virtq.check.driver.start import Door, Ending, NoDriver, Running, Starter
 from virtq.check.run import MOMENT_S, OUR_FAULT, PATIENCE_S, Result
@@ -43,6 +45,8 @@ class Baseline:
 
     record: Record
     flows: bool = False
+    per_s: float = 0.0
+    """Buffers in a second."""
     trouble: Exception | None = None
 
 
@@ -58,17 +62,20 @@ class Bench:
         wait_s: float = WAIT_S,
         patience_s: float = PATIENCE_S,
         moment_s: float = MOMENT_S,
+        baseline_buffers: int = BASELINE_BUFFERS,
         protocol: P = OFFERED,
     ) -> None:
         """`starter`: what starts a driver whenever one is needed; without it drivers come by
-        themselves. Raises TransportError if the path cannot be had, UriError for a device type that
-        the judge cannot be."""
+        themselves. `baseline_buffers`: how many are looked at in a plain run. Raises
+        TransportError if the path cannot be had, UriError for a device type that the judge cannot
+        be."""
         if device_id not in ROLES:
             known = ", ".join(DEVICE_NAMES[id] for id in ROLES)
             raise UriError(f"the judge cannot be a device of type {device_id}, only {known}")
         self.device_id = device_id
         self.wait_s, self.patience_s, self.moment_s = wait_s, patience_s, moment_s
         self.protocol = protocol
+        self._baseline_buffers = baseline_buffers
         self._door = Door(path)
         self._starter = starter
         self._running: Running | None = None
@@ -151,20 +158,23 @@ class Bench:
         work = peer.role.work
         try:
             self._bring_up(peer, key)
-            last, count = time.monotonic(), -1
-            while count < BASELINE_BUFFERS:
+            began = last = time.monotonic()
+            count = -1
+            while count < self._baseline_buffers:
                 peer.turn()
                 ring = peer.rings.get(work)
                 if ring is not None and ring.count != count:
                     last, count = time.monotonic(), ring.count
                 if time.monotonic() - last > self.patience_s:
                     break
-            found.flows = count >= BASELINE_BUFFERS
+            found.per_s = count / max(time.monotonic() - began, 1e-6)
+            found.flows = count >= self._baseline_buffers
             self.flows = self.flows or found.flows
-            for ring in peer.rings.values():
-                ring.audit()
         except (Broken, Hung, PeerGone) as error:
             found.trouble = error
+        with contextlib.suppress(VirtqError):
+            for ring in peer.rings.values():
+                ring.audit()
         found.record = frozen(peer)
         return found
 
@@ -289,7 +299,7 @@ class Bench:
             peer.service = serve_plainly(peer)
             for ring in peer.rings.values():
                 ring.half.one_used_entry_per_buffer = False
-                ring.half.enable_kicks()
+                ring.enable_kicks()
             peer.turn(0)
             peer.turn(0)
         except (Broken, Hung, VirtqError):
@@ -298,16 +308,14 @@ class Bench:
 
 def frozen(peer: Peer) -> Record:
     """What was seen so far; what comes later does not change it."""
-    from copy import copy
-
     record = copy(peer.record)
     record.events = list(record.events)
     record.queues = [copy(queue) for queue in record.queues]
     for queue in record.queues:
         queue.chains = list(queue.chains)
         queue.indices = list(queue.indices)
-        queue.words = copy(queue.words)
-        queue.words.first, queue.words.second = set(queue.words.first), set(queue.words.second)
+        queue.words = Words(set(queue.words.first), set(queue.words.second))
+        queue.faults = {about: list(texts) for about, texts in queue.faults.items()}
     record.pictures = peer.pictures()
     return record
 

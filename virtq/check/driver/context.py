@@ -15,7 +15,13 @@ from virtq.check.driver.roles import ROLES, Role
 from virtq.features import F, RingKind, describe
 
 if TYPE_CHECKING:
-    from virtq.check.driver.bench import Bench
+    from virtq.check.driver.bench import Baseline, Bench
+
+
+_SETTLE_TURNS = 200
+_HOLD_MOMENTS = 5
+_LONG_S = 60.0
+"""What a long case may take."""
 
 
 class Stalled(Hung):
@@ -78,9 +84,28 @@ class Live:
         while left > 0:
             chains = self.take(1)[:left]
             self.use(chains)
-            self.ring.half.enable_kicks()
+            self.ring.enable_kicks()
             self.ring.look()
             left -= len(chains)
+
+    def settle(self) -> list[Chain]:
+        """Wait until the driver makes no more available, since nothing is used; what is there.
+        Raises Stalled if that is nothing."""
+        self.take(1)
+        for _ in range(_SETTLE_TURNS):
+            self.check()
+            if self._settled():
+                break
+        return list(self.ring.held)
+
+    def more(self, count: int, what: str) -> None:
+        """Wait until so many buffers more have come than when this was called. Raises Stalled."""
+        wanted = self.ring.count + count
+        for _ in self.peer.turns(self.patience_s):
+            self.check()
+            if self.ring.count >= wanted:
+                return
+        raise Stalled(f"waited {self.patience_s:g} s for {what}")
 
     def turns(self, seconds: float) -> None:
         """Let so much time pass, and take in what comes."""
@@ -128,14 +153,56 @@ class DriverContext:
         """What is offered in this run unless the case changes it."""
         return Offer(self._features, protocol=self._bench.protocol)
 
-    def seen(self) -> Record:
-        """What was written down of a driver that was served plainly. Raises NotObservable if it
-        made no buffer available, or did not accept the kind of ring."""
-        record = self._bench.baseline(self.kind, self.offer).record
-        self._check_kind(record.features)
-        if not any(queue.chains for queue in record.queues):
+    def seen(self, *, chains: bool = True) -> Record:
+        """What was written down of a driver that was served plainly. Raises NotObservable if it did
+        not accept the kind of ring, or (with `chains`) made no buffer available."""
+        found = self._bench.baseline(self.kind, self.offer)
+        self._check_kind(found.record.features)
+        if chains and not any(found.record.chains()):
+            if found.trouble is not None:
+                raise found.trouble
+            if self._bench.flows:
+                raise Stalled("the driver made no buffer available")
             raise NotObservable("the driver made no buffer available")
+        return found.record
+
+    def accepted(self, features: int) -> Record:
+        """As `seen`, without buffers being needed. Raises NotObservable unless the driver accepted
+        these features."""
+        record = self.seen(chains=False)
+        if lacking := features & ~(record.features or 0):
+            raise NotObservable(f"not accepted: {describe(lacking, self.device_id)}")
         return record
+
+    @property
+    def record(self) -> Record:
+        """What was seen of the driver that is there."""
+        assert self._bench.peer is not None
+        return self._bench.peer.record
+
+    def hold(self) -> Live:
+        """The driver at work, once it has made as many buffers available as it does while nothing
+        is used, and some time after that."""
+        live = self.live()
+        live.settle()
+        live.turns(_HOLD_MOMENTS * self.moment_s)
+        live.ring.audit()
+        return live
+
+    def needs_flow(self, count: int) -> Live:
+        """The driver at work. Raises NotObservable if, at the pace of the plain run, it would not
+        make so many buffers available in the time that a case may take."""
+        baseline = self._bench.baseline(self.kind, self.offer)
+        if baseline.trouble is None and not baseline.flows:
+            raise NotObservable("the driver makes no end of buffers available")
+        needed_s = count / max(baseline.per_s, 1)
+        if needed_s > _LONG_S:
+            raise NotObservable(f"{count} buffers would take {needed_s:.0f} s with this driver")
+        return self.live()
+
+    def plain(self) -> Baseline:
+        """The plain run itself, with what went wrong in it."""
+        return self._bench.baseline(self.kind, self.offer)
 
     def live(self, *, needs: int = 0) -> Live:
         """The driver at work. Raises NotObservable if it did not accept the kind of ring, or not

@@ -61,6 +61,7 @@ OFFERED = (
     | P.STATUS
 )
 _EVERY_BIT = (1 << 64) - 1
+_EVERY_SIZE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Peer:
         # What was not offered is to be seen, and judged: so no bit is refused here.
         self._protocol = BackendProtocol(_EVERY_BIT, int(protocol), role.queue_sizes)
         self._negotiation = self._protocol.negotiation
+        for ring in self._negotiation.rings:
+            ring.size_max = _EVERY_SIZE
         self._guest = Guest()
         self._sock: socket.socket | None = sock
         sock.setblocking(False)
@@ -427,7 +430,7 @@ def serve_plainly(peer: Peer) -> Callable[[JudgedRing], None]:
         if ring.held and not ring.broken:
             ring.use(list(ring.held))
             ring.notify()
-            ring.half.enable_kicks()
+            ring.enable_kicks()
 
     return service
 

@@ -18,7 +18,7 @@ from virtq.check.case import Broken
 from virtq.check.driver.record import READ_BYTES, Chain, Event, Queue, Record, Slot
 from virtq.errors import VirtqError
 from virtq.features import F
-from virtq.model.memory import AVAIL, DESCRIPTOR_BYTES, USED, Taken, Violation, load
+from virtq.model.memory import AVAIL, DESCRIPTOR_BYTES, USED, Taken, Violation, load, store
 from virtq.model.memory import Position as ModelPosition
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.model.packed import PackedDevice, PackedRing, is_available
@@ -49,20 +49,35 @@ class _NotingSplit(SplitDevice):
         self.entries.append({"slot": slot, "id": id, "length": length, "covers": len(batch)})
 
 
+class _DressedRing(PackedRing):
+    """A ring on which `dress` has a last look at each used descriptor before it is written."""
+
+    dress: Callable[[PackedDescriptor], PackedDescriptor] | None = None
+
+    def set_desc(self, slot: int, descriptor: PackedDescriptor) -> None:
+        super().set_desc(slot, self.dress(descriptor) if self.dress else descriptor)
+
+
 class _NotingPacked(PackedDevice):
     """Writes down what it writes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        plain = self.ring
+        areas = plain.desc_area, plain.driver_area, plain.device_area
+        self.ring: _DressedRing = _DressedRing(plain.memory, plain.size, *areas)
         self.entries: deque[dict[str, Any]] = deque(maxlen=KEPT_ENTRIES)
         self.overwritten: set[int] = set()
         """Slots that a used descriptor was written to since they were made available."""
+        self.left: dict[int, PackedDescriptor] = {}
+        """What each slot held when either side was done with it."""
 
     def _use(self, batch: list[Taken]) -> None:
         slot = self.next_used.slot
         super()._use(batch)
         _, length, id, flags = self.ring.desc(slot)
         self.overwritten.add(slot)
+        self.left[slot] = self.ring.desc(slot)
         self.entries.append(
             {"slot": slot, "id": id, "length": length, "flags": flags, "covers": len(batch)}
         )
@@ -101,6 +116,7 @@ class JudgedRing:
         self.count = 0
         """Buffers seen so far."""
         self._look_at_start()
+        self._device_words = self._read_device_words()
         record.queues.append(self.seen)
 
     @property
@@ -109,8 +125,8 @@ class JudgedRing:
         return self.half.ring
 
     @property
-    def packed_ring(self) -> PackedRing:
-        assert isinstance(self.half, PackedDevice)
+    def packed_ring(self) -> _DressedRing:
+        assert isinstance(self.half, _NotingPacked)
         return self.half.ring
 
     @property
@@ -154,6 +170,14 @@ class JudgedRing:
             self.seen.device_words_at_start = split.used_flags, split.used_idx
             self.seen.indices.append(split.avail_idx)
 
+    def _read_device_words(self) -> tuple[int, int]:
+        """Split: flags and avail_event of the used ring. Packed: the two words of the device's
+        event suppression structure."""
+        if self.packed:
+            at = self.packed_ring.device_area
+            return load(self.memory, at, 2), load(self.memory, at + 2, 2)
+        return self.split_ring.used_flags, self.split_ring.avail_event
+
     # What becomes available
 
     def look(self) -> list[Chain]:
@@ -166,12 +190,13 @@ class JudgedRing:
                 if chain is None:
                     break
                 self._note(chain)
+                self._compare(chain)
                 taken = self.half.take(1)
             except (Violation, VirtqError, OverflowError) as error:
                 self.seen.broken = _text(error)
                 break
-            if not taken:  # the driver took it back
-                self.seen.fault("recalled", f"{chain} was available, and is not any more")
+            if not taken:
+                self.seen.broken = f"{chain} was available, and is not any more"
                 break
             chain.taken = taken[0]
             self.held.append(chain)
@@ -183,6 +208,16 @@ class JudgedRing:
         if len(self.seen.chains) < KEPT_CHAINS:
             self.seen.chains.append(chain)
             self._record.events.append(Event("available", self.index, chain.number))
+
+    def _compare(self, chain: Chain) -> None:
+        """What is wrong with a buffer beside those that are available and not used."""
+        for other in self.held:
+            if other.id == chain.id:
+                self.seen.fault("same id", f"{chain} while {other} is not used")
+            elif not self.packed:
+                slots = {d.slot for d in other.descriptors} & {d.slot for d in chain.descriptors}
+                if slots:
+                    self.seen.fault("overlap", f"{chain} has slot {min(slots)} of {other}")
 
     def _look_at_words(self) -> None:
         words = self.seen.words
@@ -259,6 +294,7 @@ class JudgedRing:
             descriptor = Slot(at.slot, raw.addr, raw.len, raw.flags, raw.id, 0)
             chain.descriptors.append(descriptor)
             half.overwritten.discard(at.slot)
+            half.left[at.slot] = raw
             if not is_available(raw, at):
                 chain.fault = f"slot {at.slot} is part of the list, but not available"
                 break
@@ -299,7 +335,12 @@ class JudgedRing:
         only the device writes."""
         for chain in self.held:
             self._audit_chain(chain)
-        if not self.packed and not self.broken:
+        if (words := self._read_device_words()) != self._device_words:
+            text = f"its event words are {words}, the device wrote {self._device_words}"
+            self.seen.fault("device area", text)
+        if self.packed:
+            self._audit_next()
+        elif not self.broken:
             self._audit_used()
 
     def _audit_chain(self, chain: Chain) -> None:
@@ -316,6 +357,19 @@ class JudgedRing:
                     now = now._replace(next=before.next)
             if now != before:
                 self.seen.fault("altered", f"{chain}: {before} became {now}")
+
+    def _audit_next(self) -> None:
+        """A descriptor that was written where the next one is due, but not made available there."""
+        half = self.half
+        assert isinstance(half, _NotingPacked)
+        at = half.next_avail
+        raw = self.packed_ring.desc(at.slot)
+        before = half.left.get(at.slot, PackedDescriptor(0, 0, 0, 0))
+        if raw == before or is_available(raw, at) or self.broken:
+            return
+        other = at._replace(wrap=at.wrap ^ 1)
+        about = "wrap" if is_available(raw, other) else "encoding"
+        self.seen.fault(about, f"slot {at.slot} holds {raw}, with a wrap counter of {at.wrap}")
 
     def _audit_used(self) -> None:
         half, ring = self.half, self.split_ring
@@ -384,6 +438,24 @@ class JudgedRing:
         if self.call_fd is not None:
             with contextlib.suppress(BlockingIOError):
                 os.write(self.call_fd, (1).to_bytes(8, sys.byteorder))
+
+    def enable_kicks(self) -> bool:
+        """Ask for a notification of the next buffer; whether there is one already."""
+        there = self.half.enable_kicks()
+        self._device_words = self._read_device_words()
+        return there
+
+    def ask(self, first: int, second: int) -> None:
+        """Write the words that say which notifications the device wants. Split: flags and
+        avail_event of the used ring. Packed: the two words of the event suppression structure."""
+        if self.packed:
+            at = self.packed_ring.device_area
+            store(self.memory, at, 2, first)
+            store(self.memory, at + 2, 2, second)
+        else:
+            self.split_ring.used_flags = first
+            self.split_ring.avail_event = second % 65536
+        self._device_words = self._read_device_words()
 
     def drain_kick(self) -> bool:
         """Whether a notification has come since the last time."""
