@@ -334,6 +334,7 @@ def _open_qtest(uri: Uri) -> DriverTransport:
         "machine": uri.take("machine", str, None),
         "ram_bytes": uri.take("memory", parse_size, machine.RAM_BYTES),
         "qemu": uri.take("qemu", str, machine.QEMU),
+        "queue_size_max": uri.take("queue_size", parse_number, None),
     }
     uri.done()
     return qtest.QtestTransport(uri.target, **settings)  # type: ignore[arg-type]

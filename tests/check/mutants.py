@@ -8,20 +8,21 @@ type; the files `mutants_*.py` beside this one have those of one type or one bus
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from tests.check.reference import Packed, Reference, Served, Split
+from tests.check.reference import RAM_BYTES, Packed, Reference, Served, Split
 from virtq._core import Position
+from virtq.errors import TransportError
 from virtq.features import F
 from virtq.model.memory import INDIRECT, NEXT, WRITE, DeviceHalf, Piece, Taken
 from virtq.model.memory import Position as ModelPosition
 from virtq.model.notify import PackedEvent
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.status import Status
-from virtq.wire.blk import BlkFeature, Header, Segment, Type
-from virtq.wire.blk import Status as BlkStatus
+from virtq.wire.blk import BlkFeature, Header, Type
 
 CATCHES: dict[type[Reference], tuple[str, ...]] = {}
 REFERENCES: dict[str, tuple[type[Reference], ...]] = {}
@@ -31,15 +32,10 @@ BUSES: dict[type[Reference], str] = {}
 """References that stand behind a bus: "pci" or "mmio"."""
 
 
-class ReadOnly(Reference):
-    offered = Reference.offered | int(BlkFeature.RO)
-
-
 class SplitOnly(Reference):
     offered = Reference.offered & ~int(F.RING_PACKED)
 
 
-REFERENCES["blk"] = (Reference, ReadOnly)
 REFERENCES["features"] = (Reference, SplitOnly)
 
 
@@ -618,8 +614,25 @@ class IgnoresAQueueReset(Reference):
     "malformed.a_table_with_next",
     "malformed.a_list_longer_than_the_ring",
     "malformed.readable_after_writable",
+    "malformed_more.a_ring_nowhere",
+    "malformed_more.a_ring_half_in_memory",
+    "malformed_more.a_buffer_over_the_ring",
+    "malformed_more.a_buffer_twice",
+    "malformed_more.a_next_beyond_the_table",
+    "malformed_more.a_chain_without_an_end",
+    "malformed_more.a_table_within_a_table",
+    "malformed_more.a_table_that_was_not_negotiated",
+    "malformed_more.a_list_that_is_not_all_available",
+    "malformed_more.a_descriptor_that_changes",
+    "malformed_more.event_flags_3",
+    "malformed_more.an_event_beyond_the_ring",
 )
 class DiesOfAMalformedRing(Reference):
+    def handle(self, buffer: Taken) -> int:
+        if not all(piece.length for piece in buffer.pieces):
+            raise ValueError("a descriptor of no bytes")
+        return super().handle(buffer)
+
     def serve(self, served: Served) -> None:
         try:
             super().serve(served)
@@ -628,60 +641,290 @@ class DiesOfAMalformedRing(Reference):
             raise
 
 
-# The disk
+# Added with the deeper cases
 
 
-@catches("blk.read_and_write", "blk.zeroes_read_as_zeroes")
-class ForgetsWrites(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        if header.type == Type.OUT:
-            return BlkStatus.OK, b""
-        if header.type == Type.WRITE_ZEROES:
-            return BlkStatus.OK, b""
-        return super().request(header, data, room)
+@catches("status.a_need_for_a_reset_is_announced")
+class NeedsAResetSilently(Reference):
+    def announce(self) -> None:
+        """Nobody is told."""
 
 
-@catches("blk.an_unknown_request", "blk.zone_requests_without_zoned")
-class KnowsEverything(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        status, reply = super().request(header, data, room)
-        return (BlkStatus.OK if status == BlkStatus.UNSUPP else status), reply
+@catches("status.a_queue_that_stops_says_so")
+class StopsSilently(Reference):
+    def give_up(self, served: Served) -> None:
+        served.broken = True
 
 
-@catches("blk.beyond_the_end")
-class HasNoEnd(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        if header.type == Type.IN:
-            return BlkStatus.OK, bytes(room)
-        return super().request(header, data, room)
+@catches("features.a_layout_that_works")
+class NoLayout(Reference):
+    def serve(self, served: Served) -> None:
+        """It serves nobody."""
 
 
-@catches("blk.read_only")
-class WritesReadOnly(Reference):
-    offered = Reference.offered | int(BlkFeature.RO)
-
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        return (
-            (BlkStatus.OK, b"") if header.type == Type.OUT else super().request(header, data, room)
-        )
-
-
-@catches("blk.padding")
-class NoisyPadding(Reference):
-    @property
-    def config(self) -> bytes:
-        config = bytearray(super().config)
-        config[33] = 1
-        return bytes(config)
+@catches("features.addresses_are_what_they_are")
+class ReachesHalfTheMemory(Reference):
+    def handle(self, buffer: Taken) -> int:
+        middle = self.memory.regions[0].guest_addr + RAM_BYTES // 2
+        if any(piece.address >= middle for piece in buffer.pieces):
+            raise ValueError("beyond what it reaches")
+        return super().handle(buffer)
 
 
-@catches("blk.writeback_without_flush")
-class WritebackAlways(Reference):
-    def writeback(self) -> int:
-        return 1
+class Platform(Reference):
+    offered = Reference.offered | int(F.ACCESS_PLATFORM | F.ORDER_PLATFORM)
 
 
-@catches("blk.discard_with_flags", "blk.zeroes_with_flags")
-class IgnoresFlags(Reference):
-    def ranges(self, kind: int, segments: Sequence[Segment]) -> int:
-        return super().ranges(kind, [segment._replace(flags=0) for segment in segments])
+REFERENCES["features"] = (*REFERENCES["features"], Platform)
+
+
+@catches("features.access_platform_declined", "features.order_platform_declined")
+class NeverAgain(Platform):
+    """Once something was declined, it takes nothing any more."""
+
+    declined = False
+
+    def accepts(self, features: int) -> bool:
+        both = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
+        self.declined = self.declined or not features & both
+        return not self.declined and super().accepts(features)
+
+
+class OnMmio(Reference):
+    """Behind virtio-mmio, as far as feature bits go."""
+
+
+BUSES[OnMmio] = "mmio"
+REFERENCES["features"] = (*REFERENCES["features"], OnMmio)
+
+
+@catches("features.what_belongs_to_pci")
+class VirtualFunctionsOnMmio(OnMmio):
+    offered = Reference.offered | int(F.SR_IOV)
+
+
+@catches("features.what_belongs_to_pci")
+class AdministrationOnMmio(OnMmio):
+    offered = Reference.offered | int(F.ADMIN_VQ)
+
+
+@catches("split.an_entry_is_whole_when_the_index_says_so")
+class LengthLater(Reference):
+    """The index first, the length after it."""
+
+    class split(Split):
+        def flush(self) -> int:
+            slot = self.used_idx % self.size
+            before = self.ring.used(slot)
+            done = super().flush()
+            if done:
+                now = self.ring.used(slot)
+                self.ring.set_used(slot, now[0], before[1])
+                self.ring.used_idx = self.used_idx
+                time.sleep(0.002)
+                self.ring.set_used(slot, *now)
+            return done
+
+
+@catches("split.one_entry_for_each")
+class BatchesWithoutOrder(Reference):
+    """One used entry for several buffers, though IN_ORDER was not negotiated."""
+
+    class split(Split):
+        def flush(self) -> int:
+            had, self.in_order = self.in_order, True
+            try:
+                return super().flush()
+            finally:
+                self.in_order = had
+
+
+@catches("packed.a_list_of_the_whole_ring")
+class CountsTheWrapTwice(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            super()._use(batch)
+            if sum(buffer.slots for buffer in batch) == self.size:
+                self.next_used = self.next_used._replace(wrap=1 - self.next_used.wrap)
+
+
+@catches("packed.a_list_of_the_whole_ring")
+class ShortListsOnly(Reference):
+    def handle(self, buffer: Taken) -> int:
+        if len(buffer.pieces) > 4:
+            raise ValueError("a list that is too long")
+        return super().handle(buffer)
+
+
+class Later(Reference):
+    """Some of what it took it finishes when there is nobody any more: after a reset."""
+
+    left: tuple[DeviceHalf, int, list[Taken]] | None = None
+
+    def serve(self, served: Served) -> None:
+        self.left = served.half, served.call, list(served.half.all_taken[-1:])
+        super().serve(served)
+
+    def finish(self) -> None:
+        if self.left is None:
+            return
+        half, _, taken = self.left
+        self.left = None
+
+        def late() -> None:
+            time.sleep(0.004)
+            for buffer in taken:
+                buffer.write(b"late")
+            if isinstance(half, Packed):
+                half.ring.set_desc(0, half.ring.desc(0)._replace(addr=1))
+            elif isinstance(half, Split):
+                half.ring.used_flags = 2
+
+        threading.Thread(target=late, daemon=True).start()
+
+
+@catches("in_order_resets.a_reset_with_buffers_outstanding")
+class WritesAfterAReset(Later):
+    def reset(self) -> None:
+        super().reset()
+        self.finish()
+
+
+@catches("in_order_resets.a_queue_reset_with_buffers_outstanding")
+class WritesAfterAQueueReset(Later):
+    def reset_queue(self, index: int) -> Position:
+        position = super().reset_queue(index)
+        self.finish()
+        return position
+
+
+@catches(
+    "in_order_resets.a_queue_reset_with_buffers_outstanding",
+    "in_order_resets.a_reset_with_buffers_outstanding",
+    "in_order_resets.a_long_random_run_with_resets",
+)
+class GoesOnWhereItStood(RemembersWhereItStood):
+    """A queue that comes again goes on at the slot where it was reset."""
+
+
+@catches("in_order_resets.chains_across_the_end", "in_order.around_the_end")
+class FlagsOfTheEndOfABatch(Reference):
+    """The wrap counter of where the batch ends, not of where it begins; the head of the first chain
+    where there are two."""
+
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            at = self.next_used
+            super()._use(batch)
+            if self.next_used.wrap != at.wrap:
+                desc = self.ring.desc(at.slot)
+                self.ring.set_desc(at.slot, desc._replace(flags=desc.flags ^ 0x8080))
+
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            slot = self.used_idx % self.size
+            super()._use(batch)
+            if slot + len(batch) > self.size:
+                self.ring.set_used(slot, batch[0].id, self.ring.used(slot)[1])
+
+
+@catches("in_order_resets.a_ring_full_of_tables", "in_order.indirect_within_a_batch")
+class LosesAFullRing(Reference):
+    """Row 22: how many are to be used is counted modulo the size of the ring."""
+
+    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
+        if half.in_order and len(taken) % 8 == 0:
+            return
+        super().use(half, taken)
+
+
+@catches("in_order_resets.tables_and_lists_in_a_batch")
+class CountsTablesAsLists(Reference):
+    """It moves on by the descriptors of a buffer, though they are in a table."""
+
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            for buffer in batch:
+                buffer.slots = len(buffer.pieces)
+            super()._use(batch)
+
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            self.used_idx += sum(len(b.pieces) - b.slots for b in batch if b.table)
+            super()._use(batch)
+
+
+@catches("in_order_resets.a_long_random_run_with_resets")
+class OneKindForEver(Reference):
+    """It keeps the layout that was negotiated first."""
+
+    first: int | None = None
+
+    def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
+        layout = self.features & F.RING_PACKED
+        self.first = layout if self.first is None else self.first
+        chosen = Packed if self.first else Split
+        return chosen(self.memory, self.features, size, desc, driver, device)
+
+
+@catches("malformed_more.a_queue_that_is_too_large", "malformed_more.a_split_queue_of_twelve")
+class DiesOfASize(Reference):
+    def check_size(self, size: int) -> None:
+        try:
+            super().check_size(size)
+        except TransportError:
+            self.gone = True
+            raise
+
+
+@catches("malformed_more.a_buffer_across_regions", "malformed_more.a_table_across_regions")
+class DiesAtABorder(Reference):
+    def take(self, half: DeviceHalf) -> Sequence[Taken]:
+        taken = super().take(half)
+        for buffer in taken:
+            pieces = [(piece.address, piece.length) for piece in buffer.pieces]
+            for start, length in (*pieces, *([buffer.table] if buffer.table else [])):
+                borders = [region.guest_addr for region in self.memory.regions]
+                self.gone |= any(start < border < start + length for border in borders)
+        return taken
+
+
+@catches("malformed_more.reserved_available_flags")
+class DiesOfAvailableFlags(Reference):
+    class split(Split):
+        def _call_wanted(self) -> bool:
+            if self.ring.avail_flags & ~1:
+                raise MemoryError
+            return super()._call_wanted()
+
+    def serve(self, served: Served) -> None:
+        try:
+            super().serve(served)
+        except MemoryError:
+            self.gone = True
+
+
+@catches("malformed_more.descriptor_flags_of_all_sorts")
+class HangsOnUnknownFlags(Reference):
+    stuck = False
+
+    def look_at(self, flags: int) -> None:
+        self.stuck = self.stuck or bool(flags & 0x7F78)
+
+    def serve(self, served: Served) -> None:
+        half = served.half
+        if isinstance(half, Split):
+            self.look_at(half.ring.desc(0).flags | half.ring.desc(4).flags)
+        elif isinstance(half, Packed):
+            self.look_at(half.ring.desc(4).flags)
+        if not self.stuck:
+            super().serve(served)
+
+
+@catches("malformed_more.another_queue_goes_on")
+class OneForAll(Reference):
+    """With one queue, all are broken, and nobody is told."""
+
+    def give_up(self, served: Served) -> None:
+        for each in self.queues.values():
+            each.broken = True

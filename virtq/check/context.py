@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from virtq.check.case import NotObservable
+from virtq.check.keep import Keeper
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
 from virtq.features import F, RingKind, closed
@@ -30,7 +31,7 @@ class Context:
 
     def __init__(
         self,
-        open_transport: Callable[[], DriverTransport],
+        keeper: Keeper,
         *,
         kind: RingKind | None,
         device_id: int | None,
@@ -38,7 +39,8 @@ class Context:
         moment_s: float,
         seed: int = 0,
     ) -> None:
-        self._open = open_transport
+        self._keeper = keeper
+        self._well = False
         self._device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
@@ -49,10 +51,21 @@ class Context:
     def session(self) -> Session:
         """A device that is reset and not initialized. A session that was open before is closed."""
         self._sessions.close()
-        session = Session(self._open(), patience_s=self._patience_s, moment_s=self._moment_s)
+        transport = self._keeper.open()
+        let_go = partial(self._let_go, transport)
+        try:
+            session = Session(
+                transport, patience_s=self._patience_s, moment_s=self._moment_s, let_go=let_go
+            )
+        except BaseException:
+            transport.close()
+            raise
         self._sessions.callback(session.close)
         self.last = session
         return session
+
+    def _let_go(self, transport: DriverTransport) -> None:
+        self._keeper.give_back(transport, well=self._well)
 
     @property
     def work(self) -> Work:
@@ -92,5 +105,7 @@ class Context:
         session.go_live()
         return Live(session, ring, work)
 
-    def close(self) -> None:
+    def close(self, *, well: bool = False) -> None:
+        """`well`: the case has found nothing that speaks against using the device again."""
+        self._well = well
         self._sessions.close()

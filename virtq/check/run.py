@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +11,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from virtq.check import device
-from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Verdict
+from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Party, Verdict
 from virtq.check.context import Context
+from virtq.check.keep import Keeper
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
@@ -68,17 +70,20 @@ class Subject:
         return cls(uri, open, known, offered, bus)
 
 
-def chosen(patterns: Sequence[str]) -> list[Case]:
+def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case]:
     """The cases that a pattern such as `in_order.*` or `blk` (an area) names; all without one.
-    Raises UriError for a pattern that names none."""
+    `party`: only those about devices or drivers; for a driver's the `driver.` of the name can be
+    left out. Raises UriError for a pattern that names none."""
+    known = {name: case for name, case in CASES.items() if party in (None, case.party)}
     if not patterns:
-        return list(CASES.values())
+        return list(known.values())
     found: dict[str, Case] = {}
     for pattern in patterns:
+        wanted = {pattern, f"driver.{pattern}"} if party == "driver" else {pattern}
         named = {
             name: case
-            for name, case in CASES.items()
-            if fnmatchcase(name, pattern) or case.area == pattern
+            for name, case in known.items()
+            if case.area in wanted or any(fnmatchcase(name, each) for each in wanted)
         }
         if not named:
             raise UriError(f"no case is called {pattern!r}: --list shows them all")
@@ -95,12 +100,13 @@ def run(
     moment_s: float = MOMENT_S,
 ) -> Iterator[Result]:
     """Run the cases, each in each of its kinds of ring; one result at a time. Always ends."""
-    for case in cases:
-        for kind in case.kinds or (None,):
-            if reason := _not_for(subject, case, kind):
-                yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
-            else:
-                yield _run_one(subject, case, kind, seed, patience_s, moment_s)
+    with contextlib.closing(Keeper(subject.open)) as keeper:
+        for case in cases:
+            for kind in case.kinds or (None,):
+                if reason := _not_for(subject, case, kind):
+                    yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
+                else:
+                    yield _run_one(keeper, subject, case, kind, seed, patience_s, moment_s)
 
 
 def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
@@ -116,6 +122,7 @@ def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
 
 
 def _run_one(
+    keeper: Keeper,
     subject: Subject,
     case: Case,
     kind: RingKind | None,
@@ -124,7 +131,7 @@ def _run_one(
     moment_s: float,
 ) -> Result:
     context = Context(
-        subject.open,
+        keeper,
         kind=kind,
         device_id=subject.device_id,
         patience_s=patience_s,
@@ -158,5 +165,6 @@ def _run_one(
         log.exception("the case %s itself failed", case.name)
         verdict, fields = Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
     finally:
-        context.close()
+        well = verdict in (Verdict.PASS, Verdict.SKIPPED) and case.bus is None
+        context.close(well=well)
     return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)

@@ -1,27 +1,56 @@
-"""`virtq check`: a device, requirement by requirement."""
+"""`virtq check`: a device or a driver, requirement by requirement."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import click
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from virtq.check import results as out
-from virtq.check.case import Case, Verdict
+from virtq.check.case import Case, Party, Verdict
+from virtq.check.driver import cases as driver_cases
+from virtq.check.driver.bench import WAIT_S, Bench
+from virtq.check.driver.peer import OFFERED
+from virtq.check.driver.start import Command
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
-from virtq.cli.failures import EXIT_FAILED, beginning
+from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
+from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
+from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
+assert driver_cases.__all__
 
-@click.command(short_help="Judge a device, requirement by requirement.")
+
+@click.command(short_help="Judge a device or a driver, requirement by requirement.")
 @click.argument("uri", required=False)
+@click.option(
+    "--driver",
+    "is_driver",
+    is_flag=True,
+    help="Be the device, at a vhost-user socket, and judge the driver that comes.",
+)
+@click.option(
+    "--start",
+    metavar="COMMAND",
+    help="What starts the driver: {socket}, {features}, {packed} and {in_order} are replaced.",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=WAIT_S,
+    show_default=True,
+    help="How long to wait for a driver, and for it to be ready.",
+)
 @click.option(
     "--only",
     metavar="PATTERN",
@@ -59,6 +88,9 @@ from virtq.uri import Uri, open_transport
 def check(
     ctx: click.Context,
     uri: str | None,
+    is_driver: bool,
+    start: str | None,
+    wait_s: float,
     only: Sequence[str],
     as_list: bool,
     coverage: bool,
@@ -72,23 +104,28 @@ def check(
     as_json: bool,
 ) -> None:
     """Drive a device in every kind of ring that it offers, do what drivers do and what they should
-    not, and tell which requirements of VIRTIO 1.4 hold.
+    not, and tell which requirements of VIRTIO 1.4 hold. With --driver it is the reverse: be the
+    device, and judge the driver.
 
-    The device is reset many times, and a disk's first sectors are written and put back.
+    A device is reset many times, and a disk's first sectors are written and put back. A driver has
+    to keep the device busy; with --start it is started and ended many times, otherwise it may be
+    started, reset or connected again by whoever has it.
 
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
+      virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
       virtq check --list
       virtq check --coverage
 
-    Exit status: 0 if everything holds, 1 if a requirement does not (or the device hung or crashed),
-    2 if the device could not be judged.
+    Exit status: 0 if everything holds, 1 if a requirement does not (or what is judged hung or
+    crashed), 2 if it could not be judged.
     """
+    party: Party | None = "driver" if is_driver else None if as_list else "device"
     with beginning():
-        cases = chosen(only)
+        cases = chosen(only, party)
     if as_list:
         _list(cases, as_json)
         return
@@ -100,17 +137,28 @@ def check(
     with beginning():
         for file in filter(None, (junit, sarif, report)):
             out.write(file, "")  # that it cannot be written should be known before, not after
-    with beginning(uri):
-        subject = _subject(uri, device_type)
     done: list[Result] = []
     total = sum(len(case.kinds) or 1 for case in cases) * repeat
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with _quiet(), Progress(*columns, transient=True, disable=as_json) as progress:
+    with contextlib.ExitStack() as stack:
+        with beginning(uri):
+            if is_driver:
+                judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
+                turns = (judge.run(cases, seed=seed + turn) for turn in range(repeat))
+                device_id: int | None = judge.device_id
+            else:
+                subject = _subject(uri, device_type)
+                device_id = subject.device_id
+                turns = (
+                    run(subject, cases, seed=seed + turn, patience_s=patience_s)
+                    for turn in range(repeat)
+                )
+        stack.enter_context(_quiet())
+        progress = stack.enter_context(Progress(*columns, transient=True, disable=as_json))
         task = progress.add_task("", total=total)
-        for turn in range(repeat):
-            for result in run(subject, cases, seed=seed + turn, patience_s=patience_s):
-                done.append(result)
-                progress.update(task, advance=1, description=result.case.name)
+        for result in chain.from_iterable(turns):
+            done.append(result)
+            progress.update(task, advance=1, description=result.case.name)
     with beginning():
         for path, text in (
             (junit, out.as_junit),
@@ -122,7 +170,10 @@ def check(
     if as_json:
         print_json(out.as_json(uri, done))
     else:
-        _show(subject, done)
+        _show(uri, device_id, done)
+    if is_driver and not judge.came:
+        reason = done[-1].reason if done else "nothing was run"
+        raise Unusable(f"{uri}: {reason}")
     ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
 
 
@@ -139,11 +190,36 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
+def _bench(
+    uri: str, device_type: int | None, start: str | None, wait_s: float, patience_s: float
+) -> Bench:
+    parts = Uri.parse(uri)
+    if parts.scheme != "vhost-user" or not parts.target:
+        raise UriError("a driver comes to vhost-user:PATH")
+    if device_type is None:
+        device_type = _type_of(parts)
+    if device_type is None:
+        raise UriError("which device is it for? --type blk, net, rng or console")
+    return Bench(
+        parts.target,
+        device_type,
+        starter=None if start is None else Command(start, device_type),
+        wait_s=wait_s,
+        patience_s=patience_s,
+        protocol=ProtocolChange.parse(parts.options.get("protocol", "")).apply(OFFERED),
+    )
+
+
+def _type_of(parts: Uri) -> int | None:
+    """The device type that a URI's option names."""
+    named = parts.options.get("device")
+    return next((i for i, text in DEVICE_NAMES.items() if text == named), None)
+
+
 def _subject(uri: str, device_type: int | None) -> Subject:
     parts = Uri.parse(uri)
-    named = parts.options.get("device")
-    if device_type is None and named:
-        device_type = next((i for i, text in DEVICE_NAMES.items() if text == named), None)
+    if device_type is None:
+        device_type = _type_of(parts)
     bus = None
     if parts.scheme == "qtest":
         bus = "mmio" if parts.target.partition(",")[0].endswith("-device") else "pci"
@@ -156,7 +232,7 @@ def _subject(uri: str, device_type: int | None) -> Subject:
     return subject
 
 
-def _show(subject: Subject, done: Sequence[Result]) -> None:
+def _show(uri: str, device_id: int | None, done: Sequence[Result]) -> None:
     bad = [result for result in done if result.verdict in out.BAD]
     if bad:
         rows = table("case", "", "what was expected, and what came")
@@ -176,8 +252,8 @@ def _show(subject: Subject, done: Sequence[Result]) -> None:
         show(rows)
     number = out.counts(done)
     parts = [f"{number[verdict]} {verdict}" for verdict in Verdict if number[verdict]]
-    name = DEVICE_NAMES.get(subject.device_id or 0, f"device type {subject.device_id}")
-    show(f"{subject.uri} ({name}): {', '.join(parts) or 'nothing run'}")
+    name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
+    show(f"{uri} ({name}): {', '.join(parts) or 'nothing run'}")
 
 
 def _list(cases: Sequence[Case], as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from virtq.transports.qtest.client import Client
+from virtq.transports.qtest.access import Accesses
 
 CONFIG_READ_ATTEMPTS = 16
 """How often a configuration that changes while it is read is read again."""
@@ -60,7 +60,7 @@ class Registers(Protocol):
         ...
 
 
-def load_bytes(client: Client, address: int, length: int) -> bytes:
+def load_bytes(client: Accesses, address: int, length: int) -> bytes:
     """Read from a device's configuration: an aligned word as such, as its field wants it (4.1.3.1),
     anything else byte by byte. A wider access could reach past the end, where there is nothing."""
     if length in (2, 4) and address % length == 0:
@@ -68,7 +68,7 @@ def load_bytes(client: Client, address: int, length: int) -> bytes:
     return bytes(client.load(address + at, 1) for at in range(length))
 
 
-def store_bytes(client: Client, address: int, data: bytes) -> None:
+def store_bytes(client: Accesses, address: int, data: bytes) -> None:
     """Write to a device's configuration, in accesses as of `load_bytes`."""
     if len(data) in (2, 4) and address % len(data) == 0:
         client.store(address, len(data), int.from_bytes(data, "little"))
