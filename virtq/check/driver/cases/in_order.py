@@ -179,9 +179,7 @@ def a_long_run_of_everything(driver: DriverContext) -> None:
         live.use(chains, notify=not late)
         if late and chance.random() < 0.5:
             live.turns(0.001)
-        if late:
-            live.ring.signal()
-        elif chance.random() < 0.1:
+        if late or chance.random() < 0.1:
             live.ring.signal()
         live.ring.enable_kicks()
         buffers -= len(chains)
