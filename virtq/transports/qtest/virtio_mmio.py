@@ -80,6 +80,11 @@ class MmioRegisters:
         """Write a control register."""
         self._client.store(self._base + REGISTERS[register], 4, value)
 
+    def load_config(self, offset: int, size: int) -> int:
+        """One access to the configuration space. Raises ConfigError beyond the end."""
+        self._check_config(offset, size)
+        return self._client.load(self._base + _CONFIG + offset, size)
+
     def _count_queues(self) -> int:
         """The registers do not tell; a queue that is not available has size 0 (4.2.2)."""
         for index in range(_QUEUES_MAX):

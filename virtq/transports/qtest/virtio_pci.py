@@ -70,6 +70,9 @@ class PciRegisters:
         if self.msix:
             self.msix.point()
             self.msix.enable(True)
+        self.config_vector = 0
+        self.queue_vectors: dict[int, int] = {}
+        """Where a queue is to have another vector than the usual, or NO_VECTOR."""
         self._driver_features = 0
 
     def structure(self, kind: int) -> Structure:
@@ -132,7 +135,7 @@ class PciRegisters:
             self._driver_features = 0
             self._notify_offsets.clear()
         elif self._vectors:
-            self._route("config_msix_vector", 0)
+            self._route("config_msix_vector", self.config_vector)
 
     def read_feature_word(self, index: int) -> int:
         self.put("device_feature_select", index)
@@ -240,6 +243,8 @@ class PciRegisters:
 
     def vector_of(self, queue: int) -> int:
         """One for each queue behind that of the configuration, or one for all."""
+        if queue in self.queue_vectors:
+            return self.queue_vectors[queue]
         if self._vectors > self.queue_count:
             return queue + 1
         return min(1, self._vectors - 1)
@@ -251,7 +256,7 @@ class PciRegisters:
         # lost, was for what is about to be seen there.
         raised = self.msix.take()
         queues = {index for index in range(self.queue_count) if self.vector_of(index) in raised}
-        return queues, 0 in raised
+        return queues, self.config_vector in raised
 
     def _from_isr(self) -> tuple[set[int], bool]:
         status = self.isr()
