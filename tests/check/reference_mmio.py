@@ -3,16 +3,17 @@ small parts, so that a mutant can get one of them wrong."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+from collections.abc import Callable
 
 from tests.check.reference_pci import WORD, Disk, QueueEnd, QueueRegisters
 from virtq.features import F
 from virtq.transports.qtest import virtio_mmio
+from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.by_registers import RegisterTransport
 from virtq.transports.qtest.virtio_mmio import BASE, BLOCK_BYTES, REGISTERS
 
-_BLOCK = 2
+BLOCK = 2
 """Which of the machine's register blocks has the device; the others are placeholders."""
 _AREAS = {"Desc": "desc", "Driver": "driver", "Device": "device"}
 _NAMES = {offset: name for name, offset in REGISTERS.items()}
@@ -193,9 +194,11 @@ class MmioBoard:
         return (self._line,)
 
     def take_interrupts(self) -> list[tuple[int, bool]]:
-        with contextlib.suppress(BlockingIOError):
+        try:
             os.eventfd_read(self._line)
-        return []
+        except BlockingIOError:
+            return []
+        return [(0, True)]
 
     def port_read(self, port: int, size: int) -> int:
         return (1 << 8 * size) - 1
@@ -206,7 +209,7 @@ class MmioBoard:
     def load(self, address: int, size: int) -> int:
         with self._lock:
             block, offset = divmod(address - BASE, BLOCK_BYTES)
-            if block == _BLOCK:
+            if block == BLOCK:
                 return self.window.load(offset, size)
             placeholder = {REGISTERS["MagicValue"]: 0x74726976, REGISTERS["Version"]: 2}
             return placeholder.get(offset, 0)
@@ -214,7 +217,7 @@ class MmioBoard:
     def store(self, address: int, size: int, value: int) -> None:
         with self._lock:
             block, offset = divmod(address - BASE, BLOCK_BYTES)
-            if block == _BLOCK:
+            if block == BLOCK:
                 self.window.store(offset, size, value & (1 << 8 * size) - 1)
 
     def close(self) -> None:
@@ -227,11 +230,13 @@ class MmioReference(RegisterTransport):
     disk: type[Disk] = Disk
     window: type[MmioWindow] = MmioWindow
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Callable[[MmioBoard], Accesses] | None = None) -> None:
+        """`recorded`: puts something between the driver and the board."""
         self.behind = self.disk()
         self.board = MmioBoard(self.window(self.behind))
-        registers = virtio_mmio.find(self.board)
-        super().__init__(self.board, self.behind.memory, registers)
+        accesses: Accesses = recorded(self.board) if recorded else self.board
+        registers = virtio_mmio.find(accesses)
+        super().__init__(accesses, self.behind.memory, registers)
         self._open = True
 
     def change_config(self) -> bool:

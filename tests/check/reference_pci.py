@@ -19,6 +19,7 @@ from virtq.features import F
 from virtq.memory import PAGE_BYTES, Arena
 from virtq.status import Status
 from virtq.transports.qtest import virtio_pci
+from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.by_registers import RegisterTransport
 from virtq.transports.qtest.msix import NO_VECTOR
 from virtq.transports.qtest.virtio_pci import FIELDS
@@ -369,7 +370,7 @@ class PciFunction:
 class PciBoard:
     """A machine with one PCI function; implements `Accesses`."""
 
-    interrupt_fds = ()
+    interrupt_fds: tuple[int, ...] = ()
 
     def __init__(self, function: PciFunction) -> None:
         self.function = function
@@ -416,12 +417,14 @@ class PciReference(RegisterTransport):
     disk: type[Disk] = Disk
     function: type[PciFunction] = PciFunction
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Callable[[PciBoard], Accesses] | None = None) -> None:
+        """`recorded`: puts something between the driver and the board."""
         self.behind = self.disk()
         words = Memory.allocate(PAGE_BYTES, WORDS_ADDRESS)
         self.board = PciBoard(self.function(self.behind, words))
-        registers = virtio_pci.find(self.board, Arena(words))
-        super().__init__(self.board, self.behind.memory, registers)
+        accesses: Accesses = recorded(self.board) if recorded else self.board
+        registers = virtio_pci.find(accesses, Arena(words))
+        super().__init__(accesses, self.behind.memory, registers)
 
     def change_config(self) -> bool:
         self.behind.grow()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from virtq.check import results as out
 from virtq.check.case import Case, Verdict
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
+from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
@@ -76,17 +77,23 @@ def check(
 
     The device is reset many times, and a disk's first sectors are written and put back.
 
+    With registers:FILE a driver is judged by what it did to a device's registers: FILE has a JSON
+    object for each access (docs/howto/registers.md), or is a trace of QEMU's.
+
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
+      virtq check registers:accesses.jsonl
       virtq check --list
       virtq check --coverage
 
     Exit status: 0 if everything holds, 1 if a requirement does not (or the device hung or crashed),
     2 if the device could not be judged.
     """
+    if uri is not None and uri.startswith(SCHEME):
+        ctx.exit(check_registers(uri, only, junit, sarif, report, as_json))
     with beginning():
         cases = chosen(only)
     if as_list:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
@@ -18,6 +18,7 @@ from virtq.transports.qtest.registers import (
     POLL_MAX_S,
     POLL_MIN_S,
     load_bytes,
+    load_widths,
     store_bytes,
 )
 
@@ -206,11 +207,16 @@ class PciRegisters:
         area = self._structures.get(Cfg.DEVICE)
         return area.length if area else 0
 
-    def read_config(self, offset: int, length: int) -> bytes:
+    def read_config(self, offset: int, length: int, widths: Sequence[int] | None = None) -> bytes:
         area = self._config_area(offset, length)
+        at = area.address + offset
         for _ in range(CONFIG_READ_ATTEMPTS):
             before = self.get("config_generation")
-            data = load_bytes(self._client, area.address + offset, length)
+            data = (
+                load_bytes(self._client, at, length)
+                if widths is None
+                else load_widths(self._client, at, widths)
+            )
             if self.get("config_generation") == before:
                 return data
         raise TransportError("the configuration changes all the time (2.5.1)")
