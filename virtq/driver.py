@@ -23,7 +23,7 @@ from virtq.features import RING_FEATURES, Change, F, RingKind, closed, describe,
 from virtq.memory import Arena
 from virtq.queue import DriverQueue, Queues
 from virtq.status import DriverStatus, Step
-from virtq.transports.base import Alarming, DriverTransport, TellsQueueErrors
+from virtq.transports.base import Alarming, DriverTransport, ReadsByWidth, TellsQueueErrors
 from virtq.wire import layout
 
 RESET_TIMEOUT_S = 5.0
@@ -134,10 +134,15 @@ class Driver:
 
     def _read_config(self, length: int) -> bytes | None:
         try:
-            return self.transport.read_config(0, length)
+            return self._read_fields(length)
         except ConfigError:  # it may be shorter than it should be, or not there at all
             length = min(length, self.transport.config_size)
-            return self.transport.read_config(0, length) if length else None
+            return self._read_fields(length) if length else None
+
+    def _read_fields(self, length: int) -> bytes:
+        if isinstance(self.transport, ReadsByWidth) and self.config_layout is not None:
+            return self.transport.read_config_by(layout.widths(self.config_layout, length))
+        return self.transport.read_config(0, length)
 
     def _config_length(self, structure: type) -> int:
         """Up to the last field that exists: a device need not have room for others."""

@@ -18,6 +18,7 @@ from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
+from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
@@ -111,12 +112,16 @@ def check(
     to keep the device busy; with --start it is started and ended many times, otherwise it may be
     started, reset or connected again by whoever has it.
 
+    With registers:FILE a driver is judged by what it did to a device's registers: FILE has a JSON
+    object for each access (docs/howto/registers.md), or is a trace of QEMU's.
+
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
       virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
+      virtq check registers:accesses.jsonl
       virtq check --list
       virtq check --coverage
 
@@ -124,6 +129,8 @@ def check(
     crashed), 2 if it could not be judged.
     """
     party: Party | None = "driver" if is_driver else None if as_list else "device"
+    if uri is not None and uri.startswith(SCHEME):
+        ctx.exit(check_registers(uri, only, junit, sarif, report, as_json))
     with beginning():
         cases = chosen(only, party)
     if as_list:

@@ -179,6 +179,17 @@ class Renewable(Protocol):
 
 
 @runtime_checkable
+class ReadsByWidth(Protocol):
+    """What a transport has besides `DriverTransport` if the device sees how wide an access to its
+    configuration is, and a driver has to read each field as wide as it is (4.1.3.1, 4.2.2.2)."""
+
+    def read_config_by(self, widths: Sequence[int]) -> bytes:
+        """The beginning of the configuration space, in accesses of so many bytes one after the
+        other, all at one generation. Raises ConfigError beyond the end."""
+        ...
+
+
+@runtime_checkable
 class ByRegisters(Protocol):
     """What a transport has besides `DriverTransport` if the device is reached by registers, and
     they can be accessed one by one."""

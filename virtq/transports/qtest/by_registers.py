@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from virtq._core import Memory, Position
 from virtq.errors import ConfigError
@@ -99,6 +99,11 @@ class RegisterTransport:
     def read_config(self, offset: int, length: int) -> bytes:
         """Raises ConfigError beyond the end."""
         return self._registers.read_config(offset, length)
+
+    def read_config_by(self, widths: Sequence[int]) -> bytes:
+        """The beginning of the configuration space, in accesses of so many bytes one after the
+        other. Raises ConfigError beyond the end."""
+        return self._registers.read_config(0, sum(widths), widths)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Raises ConfigError beyond the end. A device has no way to refuse a value here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from virtq.transports.qtest.access import Accesses
@@ -38,7 +39,10 @@ class Registers(Protocol):
         ...
 
     def write_feature_word(self, index: int, word: int) -> None: ...
-    def read_config(self, offset: int, length: int) -> bytes: ...
+    def read_config(self, offset: int, length: int, widths: Sequence[int] | None = None) -> bytes:
+        """`widths`: of the accesses, in bytes; they make up the length."""
+        ...
+
     def write_config(self, offset: int, data: bytes) -> None: ...
     def queue_size_max(self, index: int) -> int:
         """0 for a queue that is not available; only while the queue is not enabled."""
@@ -61,17 +65,29 @@ class Registers(Protocol):
 
 
 def load_bytes(client: Accesses, address: int, length: int) -> bytes:
-    """Read from a device's configuration: an aligned word as such, as its field wants it (4.1.3.1),
-    anything else byte by byte. A wider access could reach past the end, where there is nothing."""
-    if length in (2, 4) and address % length == 0:
-        return client.load(address, length).to_bytes(length, "little")
-    return bytes(client.load(address + at, 1) for at in range(length))
+    """Read from a device's configuration: an aligned number as such, as its field wants it
+    (4.1.3.1), one of 64 bits by its halves, anything else byte by byte. A wider access could reach
+    past the end, where there is nothing."""
+    return load_widths(client, address, _widths(address, length))
+
+
+def load_widths(client: Accesses, address: int, widths: Sequence[int]) -> bytes:
+    """Read from a device's configuration in accesses of so many bytes, one after the other."""
+    data = bytearray()
+    for width in widths:
+        data += client.load(address + len(data), width).to_bytes(width, "little")
+    return bytes(data)
 
 
 def store_bytes(client: Accesses, address: int, data: bytes) -> None:
     """Write to a device's configuration, in accesses as of `load_bytes`."""
-    if len(data) in (2, 4) and address % len(data) == 0:
-        client.store(address, len(data), int.from_bytes(data, "little"))
-        return
-    for at, byte in enumerate(data):
-        client.store(address + at, 1, byte)
+    at = 0
+    for width in _widths(address, len(data)):
+        client.store(address + at, width, int.from_bytes(data[at : at + width], "little"))
+        at += width
+
+
+def _widths(address: int, length: int) -> list[int]:
+    if length == 8 and address % 4 == 0:
+        return [4, 4]
+    return [length] if length in (2, 4) and address % length == 0 else [1] * length

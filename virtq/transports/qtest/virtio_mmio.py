@@ -7,12 +7,17 @@ device. Their interrupts are lines into the I/O APIC, which QEMU reports over th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
 from virtq.transports.qtest.access import Accesses
-from virtq.transports.qtest.registers import CONFIG_READ_ATTEMPTS, load_bytes, store_bytes
+from virtq.transports.qtest.registers import (
+    CONFIG_READ_ATTEMPTS,
+    load_bytes,
+    load_widths,
+    store_bytes,
+)
 
 BASE, BLOCK_BYTES, BLOCKS = 0xFEB0_0000, 0x200, 24
 _MAGIC_VALUE = int.from_bytes(b"virt", "little")
@@ -81,6 +86,11 @@ class MmioRegisters:
         """Write a control register."""
         self._client.store(self._base + REGISTERS[register], 4, value)
 
+    def load_config(self, offset: int, size: int) -> int:
+        """One access to the configuration space. Raises ConfigError beyond the end."""
+        self._check_config(offset, size)
+        return self._client.load(self._base + _CONFIG + offset, size)
+
     def _count_queues(self) -> int:
         """The registers do not tell; a queue that is not available has size 0 (4.2.2)."""
         for index in range(_QUEUES_MAX):
@@ -132,11 +142,16 @@ class MmioRegisters:
     def notify(self, index: int, data: int | None) -> None:
         self.put("QueueNotify", index if data is None else data)
 
-    def read_config(self, offset: int, length: int) -> bytes:
+    def read_config(self, offset: int, length: int, widths: Sequence[int] | None = None) -> bytes:
         self._check_config(offset, length)
+        at = self._base + _CONFIG + offset
         for _ in range(CONFIG_READ_ATTEMPTS):
             before = self.get("ConfigGeneration")
-            data = load_bytes(self._client, self._base + _CONFIG + offset, length)
+            data = (
+                load_bytes(self._client, at, length)
+                if widths is None
+                else load_widths(self._client, at, widths)
+            )
             if self.get("ConfigGeneration") == before:
                 return data
         raise TransportError("the configuration changes all the time (2.5.1)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
@@ -18,6 +18,7 @@ from virtq.transports.qtest.registers import (
     POLL_MAX_S,
     POLL_MIN_S,
     load_bytes,
+    load_widths,
     store_bytes,
 )
 
@@ -70,6 +71,9 @@ class PciRegisters:
         if self.msix:
             self.msix.point()
             self.msix.enable(True)
+        self.config_vector = 0
+        self.queue_vectors: dict[int, int] = {}
+        """Where a queue is to have another vector than the usual, or NO_VECTOR."""
         self._driver_features = 0
 
     def structure(self, kind: int) -> Structure:
@@ -132,7 +136,7 @@ class PciRegisters:
             self._driver_features = 0
             self._notify_offsets.clear()
         elif self._vectors:
-            self._route("config_msix_vector", 0)
+            self._route("config_msix_vector", self.config_vector)
 
     def read_feature_word(self, index: int) -> int:
         self.put("device_feature_select", index)
@@ -203,11 +207,16 @@ class PciRegisters:
         area = self._structures.get(Cfg.DEVICE)
         return area.length if area else 0
 
-    def read_config(self, offset: int, length: int) -> bytes:
+    def read_config(self, offset: int, length: int, widths: Sequence[int] | None = None) -> bytes:
         area = self._config_area(offset, length)
+        at = area.address + offset
         for _ in range(CONFIG_READ_ATTEMPTS):
             before = self.get("config_generation")
-            data = load_bytes(self._client, area.address + offset, length)
+            data = (
+                load_bytes(self._client, at, length)
+                if widths is None
+                else load_widths(self._client, at, widths)
+            )
             if self.get("config_generation") == before:
                 return data
         raise TransportError("the configuration changes all the time (2.5.1)")
@@ -240,6 +249,8 @@ class PciRegisters:
 
     def vector_of(self, queue: int) -> int:
         """One for each queue behind that of the configuration, or one for all."""
+        if queue in self.queue_vectors:
+            return self.queue_vectors[queue]
         if self._vectors > self.queue_count:
             return queue + 1
         return min(1, self._vectors - 1)
@@ -251,7 +262,7 @@ class PciRegisters:
         # lost, was for what is about to be seen there.
         raised = self.msix.take()
         queues = {index for index in range(self.queue_count) if self.vector_of(index) in raised}
-        return queues, 0 in raised
+        return queues, self.config_vector in raised
 
     def _from_isr(self) -> tuple[set[int], bool]:
         status = self.isr()
