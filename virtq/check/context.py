@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtq.check.case import NotObservable
+from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
 from virtq.features import F, RingKind, closed
@@ -37,8 +38,10 @@ class Context:
         patience_s: float,
         moment_s: float,
         seed: int = 0,
+        far_end: Finder = by_itself,
     ) -> None:
         self._open = open_transport
+        self._find_far_end = far_end
         self._device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
@@ -53,6 +56,16 @@ class Context:
         self._sessions.callback(session.close)
         self.last = session
         return session
+
+    def far_end(self) -> FarEnd:
+        """The other end of the wire of the network device that was opened last. Raises
+        NotObservable if it cannot be reached."""
+        assert self.last is not None
+        end = self._find_far_end(self.last.transport)
+        if end is None:
+            raise NotObservable("there is no way to the other end of the device's wire (--port)")
+        self._sessions.callback(end.close)
+        return end
 
     @property
     def work(self) -> Work:

@@ -12,6 +12,7 @@ from typing import Any
 from virtq.check import device
 from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Verdict
 from virtq.check.context import Context
+from virtq.check.net.far_end import Finder, by_itself
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
@@ -52,6 +53,7 @@ class Subject:
     device_id: int | None
     offered: int
     bus: str | None
+    far_end: Finder = by_itself
 
     @classmethod
     def find(
@@ -130,6 +132,7 @@ def _run_one(
         patience_s=patience_s,
         moment_s=moment_s,
         seed=seed,
+        far_end=subject.far_end,
     )
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}
