@@ -312,18 +312,18 @@ class SteersElsewhere(NetReference):
 class Stays(NetReference):
     """A queue that was reset is where packets go nevertheless."""
 
-    gone: set[int] = set()  # noqa: RUF012
+    taken_away: set[int] = set()  # noqa: RUF012
 
     def steer_by_flow(self, frame: bytes) -> int | None:
         before = self.queues
         try:
-            self.queues = {**before, **{index: before[1] for index in self.gone}}
+            self.queues = {**before, **dict.fromkeys(self.taken_away, before[1])}
             return super().steer_by_flow(frame)
         finally:
             self.queues = before
 
     def reset_queue(self, index: int) -> Position:
-        self.gone = self.gone | {index}
+        self.taken_away = self.taken_away | {index}
         return super().reset_queue(index)
 
 

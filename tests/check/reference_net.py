@@ -1,5 +1,6 @@
 """A network device in plain Python, to be judged by `virtq check`: right as it stands, with every
-feature that 1.4 has but STANDBY, and made of small parts, so that a mutant can get one of them wrong.
+feature that 1.4 has but STANDBY, and made of small parts, so that a mutant can get one of them
+wrong.
 
 Its wire ends in `WireEnd`, which the judge finds at it: packets may have work to be done on them
 there, and the device does it, or leaves it to a driver that negotiated so. It never has a security
@@ -123,12 +124,7 @@ class NetReference(NetControl, Reference):
     device_id = 1
     queue_count = 7
     offered = ALL_FEATURES | int(
-        F.VERSION_1
-        | F.RING_PACKED
-        | F.IN_ORDER
-        | F.INDIRECT_DESC
-        | F.EVENT_IDX
-        | F.RING_RESET
+        F.VERSION_1 | F.RING_PACKED | F.IN_ORDER | F.INDIRECT_DESC | F.EVENT_IDX | F.RING_RESET
     )
 
     def __init__(self) -> None:
@@ -443,5 +439,3 @@ class NetReference(NetControl, Reference):
 
     def may_serve(self) -> bool:
         return bool(self.status & Status.DRIVER_OK)
-
-

@@ -1,13 +1,14 @@
-"""The control virtqueue of the network device that `virtq check` is tried on: all that commands set,
-and the commands (5.1.6.5)."""
+"""The control virtqueue of the network device that `virtq check` is tried on: all that commands
+set, and the commands (5.1.6.5)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.check.reference import Served
 from virtq.check.net.frames import VLAN
 from virtq.wire.net import BROADCAST, Ack, Ctrl, CtrlMac, CtrlRx, CtrlVlan, parse_mac_table
 from virtq.wire.net import NetFeature as N
@@ -83,7 +84,7 @@ class NetControl:
 
     pairs = 3
     features: int
-    queues: Mapping[int, Any]
+    queues: dict[int, Served]
 
     def __init__(self) -> None:
         self.settings = Settings()

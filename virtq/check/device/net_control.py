@@ -151,9 +151,7 @@ def _reset_queue(nic: Nic, pair: int) -> None:
     nic.session.rings.pop(receive_queue(pair)).close()
 
 
-@case(
-    "net.ctrl.mq.dev.reset-reselect", device_id=DEVICE_ID, needs=N.MQ | F.RING_RESET, rings=False
-)
+@case("net.ctrl.mq.dev.reset-reselect", device_id=DEVICE_ID, needs=N.MQ | F.RING_RESET, rings=False)
 def another_queue_while_one_is_reset(ctx: Context) -> None:
     """While the receive queue of a flow is reset, its packets should come to another one."""
     flow = _flow(1)

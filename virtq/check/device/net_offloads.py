@@ -83,7 +83,9 @@ def _payload_bytes(received: Sequence[Received]) -> int:
     return total
 
 
-def _never(ctx: Context, feature: int, segmentation: int, flows: Sequence[Flow], **how: bool) -> None:
+def _never(
+    ctx: Context, feature: int, segmentation: int, flows: Sequence[Flow], **how: bool
+) -> None:
     """Without the feature, large packets come in pieces and never with that segmentation."""
     nic = _nic(ctx, without=feature)
     for flow in flows:
@@ -126,7 +128,8 @@ def no_segmentation_at_all(ctx: Context) -> None:
     """Without any segmentation of the driver, gso_type is NONE."""
     session = ctx.session()
     for features in {int(N.GUEST_CSUM & session.offered), 0}:
-        nic = Nic(ctx, features)
+        nic = Nic(ctx, features, buffers=0)
+        nic.post(nic.header_bytes + 2 * _PAYLOAD_BYTES, 64)
         for received in nic.deliver(*_every_large(nic)):
             kind = received.header.gso_type
             expect(kind == 0, "gso_type NONE (0)", f"{kind:#x}")
@@ -176,8 +179,8 @@ def congestion_not_negotiated(ctx: Context) -> None:
 
 @case("net.rx.dev.ecn-bit", device_id=DEVICE_ID, needs=N.GUEST_ECN)
 def congestion_negotiated(ctx: Context) -> None:
-    """With GUEST_ECN, TCP packets with congestion marks that are to be segmented have the ECN bit in
-    gso_type."""
+    """With GUEST_ECN, TCP packets with congestion marks that are to be segmented have the ECN bit
+    in gso_type."""
     nic = _nic(ctx)
     packets = [_large(nic, flow, congestion=True) for flow in (TCP4, TCP6)]
     for received in _to_be_segmented(nic.deliver(*packets)):

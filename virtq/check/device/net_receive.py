@@ -65,7 +65,12 @@ def _spread(ctx: Context) -> tuple[Nic, bytes, list[Sent]]:
     return nic, frame, used
 
 
-@case("net.rx.dev.num-buffers-count", "net.rxbuf.dev.num-buffers", device_id=DEVICE_ID, needs=N.MRG_RXBUF)
+@case(
+    "net.rx.dev.num-buffers-count",
+    "net.rxbuf.dev.num-buffers",
+    device_id=DEVICE_ID,
+    needs=N.MRG_RXBUF,
+)
 def spread_over_buffers(ctx: Context) -> None:
     """With MRG_RXBUF, num_buffers is the number of buffers that the packet is in."""
     nic, _, used = _spread(ctx)

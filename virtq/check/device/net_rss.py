@@ -18,7 +18,6 @@ from virtq.check.net.frames import (
     UDP4,
     UDP6,
     VXLAN_PORT,
-    Flow,
     Packet,
     encapsulated,
     ip,
@@ -68,7 +67,9 @@ def _hash_config(types: int, key: bytes) -> bytes:
     return struct.pack("<I8xB", types, len(key)) + key
 
 
-def _rss_config(types: int, key: bytes, table: Sequence[int], unclassified: int, pairs: int) -> bytes:
+def _rss_config(
+    types: int, key: bytes, table: Sequence[int], unclassified: int, pairs: int
+) -> bytes:
     """Queues by the number of their pair, which is bits 1 to 16 of their index."""
     head = struct.pack("<IHH", types, len(table) - 1, unclassified)
     return head + struct.pack(f"<{len(table)}HHB", *table, pairs, len(key)) + key
@@ -96,7 +97,13 @@ def _expect_hashes(
         expect(got == (report, value), what, f"{got[0]} and {got[1]:#010x}")
 
 
-@case("net.hash.dev.report-command", "net.hash.dev.hash-command", device_id=DEVICE_ID, needs=N.HASH_REPORT, rings=False)
+@case(
+    "net.hash.dev.report-command",
+    "net.hash.dev.hash-command",
+    device_id=DEVICE_ID,
+    needs=N.HASH_REPORT,
+    rings=False,
+)
 def hash_without_scaling(ctx: Context) -> None:
     """A device that offers HASH_REPORT and not RSS has HASH_CONFIG, even with one pair."""
     session = ctx.session()
@@ -106,7 +113,13 @@ def hash_without_scaling(ctx: Context) -> None:
     nic.order(Ctrl.MQ, _HASH_CONFIG, _hash_config(_types(nic), _key(ctx)))
 
 
-@case("net.hash.dev.report-command", "net.hash.dev.rss-command", device_id=DEVICE_ID, needs=N.HASH_REPORT | N.RSS, rings=False)
+@case(
+    "net.hash.dev.report-command",
+    "net.hash.dev.rss-command",
+    device_id=DEVICE_ID,
+    needs=N.HASH_REPORT | N.RSS,
+    rings=False,
+)
 def hash_with_scaling(ctx: Context) -> None:
     """A device that offers HASH_REPORT and RSS has RSS_CONFIG."""
     nic = Nic(ctx, int(_REPORTED | N.RSS), wire=False)
@@ -148,7 +161,12 @@ def _enable_tunnels(nic: Nic, types: int) -> None:
     nic.order(_HASH_TUNNEL, 0, types.to_bytes(4, "little"))
 
 
-@case("net.ctrl.tunnelhash.dev.outer", device_id=DEVICE_ID, needs=N.HASH_TUNNEL | N.HASH_REPORT, rings=False)
+@case(
+    "net.ctrl.tunnelhash.dev.outer",
+    device_id=DEVICE_ID,
+    needs=N.HASH_TUNNEL | N.HASH_REPORT,
+    rings=False,
+)
 def a_tunnel_that_is_not_enabled(ctx: Context) -> None:
     """The hash of a packet in a tunnel whose type is not enabled is that of its outer header."""
     nic, types, key, kind, frames = _tunnel_nic(ctx)
@@ -158,7 +176,12 @@ def a_tunnel_that_is_not_enabled(ctx: Context) -> None:
     _expect_hashes(nic, frames, types, key)
 
 
-@case("net.ctrl.tunnelhash.dev.disable", device_id=DEVICE_ID, needs=N.HASH_TUNNEL | N.HASH_REPORT, rings=False)
+@case(
+    "net.ctrl.tunnelhash.dev.disable",
+    device_id=DEVICE_ID,
+    needs=N.HASH_TUNNEL | N.HASH_REPORT,
+    rings=False,
+)
 def a_tunnel_that_is_enabled_no_longer(ctx: Context) -> None:
     """The hash of a packet in a tunnel is that of its inner header while the type is enabled, and
     that of the outer one again after it is set to none, or after a reset."""
@@ -174,7 +197,12 @@ def a_tunnel_that_is_enabled_no_longer(ctx: Context) -> None:
     _expect_hashes(again, frames, types, key)
 
 
-@case("net.ctrl.tunnelhash.dev.unsupported-err", device_id=DEVICE_ID, needs=N.HASH_TUNNEL | N.HASH_REPORT, rings=False)
+@case(
+    "net.ctrl.tunnelhash.dev.unsupported-err",
+    device_id=DEVICE_ID,
+    needs=N.HASH_TUNNEL | N.HASH_REPORT,
+    rings=False,
+)
 def a_tunnel_that_is_not_supported(ctx: Context) -> None:
     """Enabling a type that is not in supported_tunnel_types should be answered with an error."""
     nic = Nic(ctx, int(_REPORTED | N.HASH_TUNNEL), wire=False)

@@ -56,8 +56,8 @@ def _expect_payload(came: Sequence[Packet], payload: bytes) -> None:
 
 @case("net.tx.dev.ignore-unknown-flags", device_id=DEVICE_ID)
 def an_unknown_flag(ctx: Context) -> None:
-    """A bit of the header's flags that nothing is known of is ignored: the packet is sent as without
-    it, and with the checksum that is asked for beside it."""
+    """A bit of the header's flags that nothing is known of is ignored: the packet is sent as
+    without it, and with the checksum that is asked for beside it."""
     session = ctx.session()
     nic = Nic(ctx, _offered(session, N.CSUM), session=session)
     _unchanged(nic, Packet(nic.frame(), Header(flags=_UNKNOWN_FLAG)))
@@ -122,9 +122,7 @@ def a_security_association_without_the_flag(ctx: Context) -> None:
 
 
 def _tunnel(nic: Nic) -> Packet:
-    inner = offloaded(
-        TCP4, nic.payload(_PAYLOAD_BYTES), SOMEBODY, segment_bytes=_SEGMENT_BYTES
-    )
+    inner = offloaded(TCP4, nic.payload(_PAYLOAD_BYTES), SOMEBODY, segment_bytes=_SEGMENT_BYTES)
     return tunnelled(inner, SOMEBODY)
 
 
@@ -146,15 +144,15 @@ def both_tunnel_bits(ctx: Context) -> None:
 def half_a_tunnel(ctx: Context) -> None:
     """A packet with a tunnel bit is not accepted without NEEDS_CSUM, with DATA_VALID, or without
     another segmentation type beside the bit."""
-    changes = {
-        "a tunnel bit without NEEDS_CSUM": lambda h: h._replace(flags=0),
-        "a tunnel bit with DATA_VALID": lambda h: h._replace(flags=NEEDS_CSUM | DATA_VALID),
-        "a tunnel bit alone": lambda h: h._replace(gso_type=h.gso_type & TUNNEL, gso_size=0),
-    }
-    for what, change in changes.items():
+    for what in ("without NEEDS_CSUM", "with DATA_VALID", "alone"):
         nic = Nic(ctx, with_needs(_TUNNEL))
         packet = _tunnel(nic)
-        _refused(nic, Packet(packet.frame, change(packet.header)), f"a packet with {what}")
+        header = {
+            "without NEEDS_CSUM": packet.header._replace(flags=0),
+            "with DATA_VALID": packet.header._replace(flags=NEEDS_CSUM | DATA_VALID),
+            "alone": packet.header._replace(gso_type=packet.header.gso_type & TUNNEL, gso_size=0),
+        }[what]
+        _refused(nic, Packet(packet.frame, header), f"a packet with a tunnel bit {what}")
 
 
 @case(

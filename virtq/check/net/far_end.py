@@ -272,5 +272,3 @@ def _read(sock: socket.socket, size: int) -> bytes | None:
     with contextlib.suppress(BlockingIOError):
         return sock.recv(size, socket.MSG_DONTWAIT)
     return None
-
-

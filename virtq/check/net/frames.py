@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from virtq.check.net.header import (
@@ -31,12 +31,15 @@ _CHECKSUM_AT = {TCP_PROTOCOL: 16, UDP_PROTOCOL: 6}
 _FIN, _PSH, _ACK, _ECE, _CWR = 1, 8, 16, 64, 128
 
 
+PLAIN = Header()
+
+
 @dataclass(frozen=True)
 class Packet:
     """A frame, and what its header says of work that is still to be done on it."""
 
     frame: bytes
-    header: Header = Header()
+    header: Header = PLAIN
 
 
 class Flow(NamedTuple):
@@ -51,9 +54,7 @@ class Flow(NamedTuple):
 
     @property
     def reverse(self) -> Flow:
-        return Flow(
-            self.target, self.source, self.target_port, self.source_port, self.protocol
-        )
+        return Flow(self.target, self.source, self.target_port, self.source_port, self.protocol)
 
 
 TCP4 = Flow(protocol=TCP_PROTOCOL)
@@ -67,7 +68,8 @@ UDP6 = TCP6._replace(protocol=UDP_PROTOCOL)
 
 def ones_sum(data: bytes, start: int = 0) -> int:
     """The 16-bit ones' complement sum."""
-    total = start + sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2))
+    total: int = start + sum(words)
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -178,9 +180,7 @@ def partial(frame: bytes, found: Parts) -> bytes:
 # Making frames
 
 
-def ethernet(
-    payload: bytes, to: bytes, kind: bytes = EXPERIMENT, vlan: int | None = None
-) -> bytes:
+def ethernet(payload: bytes, to: bytes, kind: bytes = EXPERIMENT, vlan: int | None = None) -> bytes:
     """A frame of 60 bytes at least; with `vlan`, with a tag (IEEE 802.1Q)."""
     tag = b"" if vlan is None else VLAN + vlan.to_bytes(2)
     return (to + NOBODY + tag + kind + payload).ljust(60, b"\0")
@@ -299,6 +299,7 @@ def whole(packet: Packet) -> list[bytes]:
         return [frame]
     tunnel = bool(header.gso_type & TUNNEL)
     outer = parts(frame) if tunnel else None
+    pieces: list[bytes] = []
     start = outer.payload + _TUNNEL_HEADER_BYTES if outer else 0
     inner = parts(frame, start)
     match header.segmentation:
@@ -308,8 +309,6 @@ def whole(packet: Packet) -> list[bytes]:
             pieces = [completed(piece, inner) for piece in _cut(frame, inner, header.gso_size)]
         case h if h == UDP:
             pieces = _fragments(completed(frame, inner), inner, header.gso_size)
-        case _:
-            pieces = []
     if outer is None:
         return pieces
     # An outer checksum of 0 is none, and stays it.
@@ -349,14 +348,6 @@ def _fragments(frame: bytes, found: Parts, fragment_bytes: int) -> list[bytes]:
     return pieces
 
 
-def plain(packet: Packet) -> Packet:
-    """Without anything left to do, if it is one frame then."""
-    frames = whole(packet)
-    return replace(packet, frame=frames[0], header=Header()) if len(frames) == 1 else packet
-
-
 def has_congestion_mark(frame: bytes, found: Parts) -> bool:
     """Whether a TCP packet has CWR or ECE set."""
     return bool(found.protocol == TCP_PROTOCOL and frame[found.transport + 13] & (_CWR | _ECE))
-
-
