@@ -8,6 +8,7 @@ from functools import partial
 
 from virtq.check.case import NotObservable
 from virtq.check.keep import Keeper
+from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
 from virtq.features import F, RingKind, closed
@@ -38,9 +39,11 @@ class Context:
         patience_s: float,
         moment_s: float,
         seed: int = 0,
+        far_end: Finder = by_itself,
     ) -> None:
         self._keeper = keeper
         self._well = False
+        self._find_far_end = far_end
         self._device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
@@ -66,6 +69,16 @@ class Context:
 
     def _let_go(self, transport: DriverTransport) -> None:
         self._keeper.give_back(transport, well=self._well)
+
+    def far_end(self) -> FarEnd:
+        """The other end of the wire of the network device that was opened last. Raises
+        NotObservable if it cannot be reached."""
+        assert self.last is not None
+        end = self._find_far_end(self.last.transport)
+        if end is None:
+            raise NotObservable("there is no way to the other end of the device's wire (--port)")
+        self._sessions.callback(end.close)
+        return end
 
     @property
     def work(self) -> Work:

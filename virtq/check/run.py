@@ -14,6 +14,7 @@ from virtq.check import device
 from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Party, Verdict
 from virtq.check.context import Context
 from virtq.check.keep import Keeper
+from virtq.check.net.far_end import Finder, by_itself
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
@@ -54,6 +55,7 @@ class Subject:
     device_id: int | None
     offered: int
     bus: str | None
+    far_end: Finder = by_itself
 
     @classmethod
     def find(
@@ -137,6 +139,7 @@ def _run_one(
         patience_s=patience_s,
         moment_s=moment_s,
         seed=seed,
+        far_end=subject.far_end,
     )
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}
