@@ -10,6 +10,7 @@ import pytest
 
 from tests.check.mutants import BUSES, CATCHES, REFERENCES
 from tests.check.reference import Reference
+from tests.check.reference_vhost_user import BackEnd
 from virtq.check.case import CASES, Verdict
 from virtq.check.results import BAD
 from virtq.check.run import Result, Subject, run
@@ -21,8 +22,14 @@ for file in sorted(Path(__file__).parent.glob("mutants_*.py")):
 
 
 def judge(
-    device: type[Reference], names: tuple[str, ...], patience_s: float = PATIENCE_S
+    device: type[Reference] | type[BackEnd], names: tuple[str, ...], patience_s: float = PATIENCE_S
 ) -> Iterator[Result]:
+    if issubclass(device, BackEnd):
+        with device() as back_end:
+            yield from run(
+                back_end.subject(), [CASES[name] for name in names], patience_s=patience_s
+            )
+        return
     bus = next((bus for parent, bus in BUSES.items() if issubclass(device, parent)), None)
     subject = Subject.find("reference:", device, None, bus)
     return run(subject, [CASES[name] for name in names], patience_s=patience_s)

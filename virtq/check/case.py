@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from virtq.check.catalogue import requirements
+from virtq.check.catalogue import known
 from virtq.features import F, RingKind
 
 if TYPE_CHECKING:
@@ -99,10 +99,11 @@ def case(
     rings: bool = True,
 ) -> Callable[[Callable[[Context], None]], Callable[[Context], None]]:
     """Registers a function as a case. `ids`: the requirements that it checks. `device_id`, `bus`
-    ("pci" or "mmio"): what it is about, if not every device. `packed`, `in_order`: the kinds of
-    ring, None for both; with `rings=False` it runs once. Raises KeyError for an unknown id."""
+    ("pci", "mmio" or "vhost-user"): what it is about, if not every device. `packed`, `in_order`:
+    the kinds of ring, None for both; with `rings=False` it runs once. Raises KeyError for an
+    unknown id."""
     for id in ids:
-        requirements()[id]
+        known()[id]
 
     def register(function: Callable[[Context], None]) -> Callable[[Context], None]:
         area = function.__module__.rpartition(".")[2]

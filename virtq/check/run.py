@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,10 +53,17 @@ class Subject:
     device_id: int | None
     offered: int
     bus: str | None
+    dial: Callable[[], socket.socket] | None = None
+    """A vhost-user connection on which nothing was said yet."""
 
     @classmethod
     def find(
-        cls, uri: str, open: Callable[[], DriverTransport], device_id: int | None, bus: str | None
+        cls,
+        uri: str,
+        open: Callable[[], DriverTransport],
+        device_id: int | None,
+        bus: str | None,
+        dial: Callable[[], socket.socket] | None = None,
     ) -> Subject:
         """Ask the device what it is. Raises TransportError if there is none."""
         transport = open()
@@ -65,7 +73,7 @@ class Subject:
             known = transport.device_id if device_id is None else device_id
         finally:
             transport.close()
-        return cls(uri, open, known, offered, bus)
+        return cls(uri, open, known, offered, bus, dial)
 
 
 def chosen(patterns: Sequence[str]) -> list[Case]:
@@ -130,6 +138,7 @@ def _run_one(
         patience_s=patience_s,
         moment_s=moment_s,
         seed=seed,
+        dial=subject.dial,
     )
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}

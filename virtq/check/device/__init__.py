@@ -12,6 +12,9 @@ from virtq.check.device import (
     queue_reset,
     split,
     status,
+    vhost_user_memory,
+    vhost_user_messages,
+    vhost_user_rings,
 )
 
 __all__ = [
@@ -26,4 +29,7 @@ __all__ = [
     "queue_reset",
     "split",
     "status",
+    "vhost_user_memory",
+    "vhost_user_messages",
+    "vhost_user_rings",
 ]
