@@ -649,7 +649,7 @@ class DiesOfAMalformedRing(Reference):
 
 @catches("status.a_need_for_a_reset_is_announced")
 class NeedsAResetSilently(Reference):
-    def announce(self) -> None:
+    def tell_of_change(self) -> None:
         """Nobody is told."""
 
 

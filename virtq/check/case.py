@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
-from virtq.check.catalogue import requirements
+from virtq.check.catalogue import known
 from virtq.features import F, RingKind
 
 T = TypeVar("T")
@@ -116,11 +116,11 @@ def case(
     hostile: bool = False,
 ) -> Callable[[Callable[[T], None]], Callable[[T], None]]:
     """Registers a function as a case. `ids`: the requirements that it checks. `device_id`, `bus`
-    ("pci" or "mmio"): what it is about, if not every device. `packed`, `in_order`: the kinds of
-    ring, None for both; with `rings=False` it runs once. `party`: who is judged; for drivers see
-    `Case`. Raises KeyError for an unknown id."""
+    ("pci", "mmio" or "vhost-user"): what it is about, if not every device. `packed`, `in_order`:
+    the kinds of ring, None for both; with `rings=False` it runs once. `party`: who is judged; for
+    drivers see `Case`. Raises KeyError for an unknown id."""
     for id in ids:
-        requirements()[id]
+        known()[id]
 
     def register(function: Callable[[T], None]) -> Callable[[T], None]:
         area = function.__module__.rpartition(".")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,10 +57,17 @@ class Subject:
     offered: int
     bus: str | None
     far_end: Finder = by_itself
+    dial: Callable[[], socket.socket] | None = None
+    """A vhost-user connection on which nothing was said yet."""
 
     @classmethod
     def find(
-        cls, uri: str, open: Callable[[], DriverTransport], device_id: int | None, bus: str | None
+        cls,
+        uri: str,
+        open: Callable[[], DriverTransport],
+        device_id: int | None,
+        bus: str | None,
+        dial: Callable[[], socket.socket] | None = None,
     ) -> Subject:
         """Ask the device what it is. Raises TransportError if there is none."""
         transport = open()
@@ -69,7 +77,7 @@ class Subject:
             known = transport.device_id if device_id is None else device_id
         finally:
             transport.close()
-        return cls(uri, open, known, offered, bus)
+        return cls(uri, open, known, offered, bus, dial=dial)
 
 
 def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case]:
@@ -140,6 +148,7 @@ def _run_one(
         moment_s=moment_s,
         seed=seed,
         far_end=subject.far_end,
+        dial=subject.dial,
     )
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}

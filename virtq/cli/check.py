@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import click
@@ -24,10 +25,13 @@ from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
+from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
 assert driver_cases.__all__
+
+DIAL_TIMEOUT_S = 5.0
 
 
 @click.command(short_help="Judge a device or a driver, requirement by requirement.")
@@ -230,12 +234,15 @@ def _subject(uri: str, device_type: int | None) -> Subject:
     bus = None
     if parts.scheme == "qtest":
         bus = "mmio" if parts.target.partition(",")[0].endswith("-device") else "pci"
-    subject = Subject.find(uri, lambda: open_transport(uri), device_type, bus)
+    dial = None
+    if parts.scheme == "vhost-user":
+        bus, dial = "vhost-user", lambda: channel.connect(parts.target, DIAL_TIMEOUT_S)
+    subject = Subject.find(uri, lambda: open_transport(uri), device_type, bus, dial)
     if subject.device_id is None:
         from virtq.cli.probe import look
 
         found = look(uri)
-        subject = Subject(uri, subject.open, found.device_id, subject.offered, bus)
+        subject = replace(subject, device_id=found.device_id)
     return subject
 
 
@@ -285,10 +292,16 @@ def _list(cases: Sequence[Case], as_json: bool) -> None:
 
 def _coverage(as_json: bool) -> None:
     areas = out.coverage()
+    messages = out.protocol_coverage()
     have = sum(checked for checked, _ in areas.values())
     of = sum(total for _, total in areas.values())
     if as_json:
-        print_json({"areas": {area: list(pair) for area, pair in areas.items()}})
+        print_json(
+            {
+                "areas": {area: list(pair) for area, pair in areas.items()},
+                "vhost-user": list(messages),
+            }
+        )
         return
     rows = table("area", "checked", "of", numbers=(1, 2))
     for area, (checked, total) in areas.items():
@@ -299,4 +312,5 @@ def _coverage(as_json: bool) -> None:
         rows,
         f"{have} of {of} requirements that can be observed have a case",
         f"areas without one: {', '.join(unchecked)}",
+        f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )

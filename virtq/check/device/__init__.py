@@ -32,6 +32,9 @@ from virtq.check.device import (
     queue_reset,
     split,
     status,
+    vhost_user_memory,
+    vhost_user_messages,
+    vhost_user_rings,
 )
 
 __all__ = [
@@ -66,4 +69,7 @@ __all__ = [
     "queue_reset",
     "split",
     "status",
+    "vhost_user_memory",
+    "vhost_user_messages",
+    "vhost_user_rings",
 ]
