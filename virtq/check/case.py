@@ -93,6 +93,10 @@ class Case:
     alone: bool = False
     hostile: bool = False
 
+    def concerns(self, device_id: int | None, bus: str | None) -> bool:
+        """Whether it is about such a device, or about every device."""
+        return self.device_id in (None, device_id) and self.bus in (None, bus)
+
     @property
     def area(self) -> str:
         return self.name.rpartition(".")[0]

@@ -109,9 +109,12 @@ def run(
     patience_s: float = PATIENCE_S,
     moment_s: float = MOMENT_S,
 ) -> Iterator[Result]:
-    """Run the cases, each in each of its kinds of ring; one result at a time. Always ends."""
+    """Run the cases that are about the subject, each in each of its kinds of ring; one result at a
+    time. Always ends."""
     with contextlib.closing(Keeper(subject.open)) as keeper:
         for case in cases:
+            if not case.concerns(subject.device_id, subject.bus):
+                continue
             for kind in case.kinds or (None,):
                 if reason := _not_for(subject, case, kind):
                     yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
@@ -121,10 +124,6 @@ def run(
 
 def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
     """Why the case does not apply; empty if it does."""
-    if case.device_id is not None and case.device_id != subject.device_id:
-        return "another device type"
-    if case.bus is not None and case.bus != subject.bus:
-        return "another bus"
     needed = case.needs | (kind.features if kind else F(0))
     if lacking := needed & ~subject.offered:
         return f"not offered: {describe(int(lacking), subject.device_id)}"

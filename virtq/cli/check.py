@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
 import click
+from rich.console import Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from virtq.check import results as out
 from virtq.check.case import Case, Party, Verdict
@@ -22,7 +26,7 @@ from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
-from virtq.cli.output import json_option, print_json, show, table
+from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
 from virtq.transports.vhost_user import channel
@@ -149,7 +153,6 @@ def check(
         for file in filter(None, (junit, sarif, report)):
             out.write(file, "")  # that it cannot be written should be known before, not after
     done: list[Result] = []
-    total = sum(len(case.kinds) or 1 for case in cases) * repeat
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:
         with beginning(uri):
@@ -157,13 +160,19 @@ def check(
                 judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
                 turns = (judge.run(cases, seed=seed + turn) for turn in range(repeat))
                 device_id: int | None = judge.device_id
+                bus = None
             else:
                 subject = _subject(uri, device_type)
-                device_id = subject.device_id
+                device_id, bus = subject.device_id, subject.bus
                 turns = (
                     run(subject, cases, seed=seed + turn, patience_s=patience_s)
                     for turn in range(repeat)
                 )
+        about = [case for case in cases if case.concerns(device_id, bus)]
+        if not about:
+            name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
+            raise Unusable(f"{uri}: none of these cases is about it ({name})")
+        total = sum(len(case.kinds) or 1 for case in about) * repeat
         stack.enter_context(_quiet())
         progress = stack.enter_context(Progress(*columns, transient=True, disable=as_json))
         task = progress.add_task("", total=total)
@@ -181,7 +190,7 @@ def check(
     if as_json:
         print_json(out.as_json(uri, done))
     else:
-        _show(uri, device_id, done)
+        _show(uri, device_id, done, len(cases) - len(about))
     if is_driver and not judge.came:
         reason = done[-1].reason if done else "nothing was run"
         raise Unusable(f"{uri}: {reason}")
@@ -246,28 +255,32 @@ def _subject(uri: str, device_type: int | None) -> Subject:
     return subject
 
 
-def _show(uri: str, device_id: int | None, done: Sequence[Result]) -> None:
-    bad = [result for result in done if result.verdict in out.BAD]
-    if bad:
-        rows = table("case", "", "what was expected, and what came")
-        seen: dict[tuple[str, str], int] = {}
-        for result in bad:
-            text = (
-                f"{result.case.title}\n→ expected {result.expected}; came {result.came}"
-                if result.verdict is Verdict.FAIL
-                else f"{result.case.title}\n→ {result.reason}"
-            )
-            if (key := (result.title, text)) in seen:
-                seen[key] += 1
-                continue
-            seen[key] = 1
-            ids = " ".join(result.case.requirements[:3])
-            rows.add_row(escape(result.title), str(result.verdict), escape(f"{text}\n[{ids}]"))
-        show(rows)
+def _show(uri: str, device_id: int | None, done: Sequence[Result], elsewhere: int) -> None:
+    """`elsewhere`: how many cases were left out, since they are about something else."""
+    groups: dict[tuple[str, Verdict], list[Result]] = {}
+    for result in done:
+        if result.verdict in out.BAD:
+            groups.setdefault((result.case.name, result.verdict), []).append(result)
+    for (name, verdict), results in groups.items():
+        first = results[0]
+        kinds = Counter(str(result.kind) for result in results if result.kind)
+        rings = ", ".join(f"{kind} {n} times" if n > 1 else kind for kind, n in kinds.items())
+        lines: list[tuple[str, str | Text]] = []
+        if verdict is Verdict.FAIL:
+            lines += [("expected", escape(first.expected)), ("came", escape(first.came))]
+        else:
+            lines.append(("because", escape(first.reason)))
+        if rings:
+            lines.append(("rings", rings))
+        lines.append(("requires", Text(" ".join(first.case.requirements), style="dim")))
+        heading = Text.assemble((f"{verdict} ", "bold red"), (name, "bold"))
+        title = Padding(Text(first.case.title), (0, 0, 0, 2))
+        show(Group(heading, title, Padding(facts(None, lines), (0, 0, 1, 2))))
     number = out.counts(done)
     parts = [f"{number[verdict]} {verdict}" for verdict in Verdict if number[verdict]]
     name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
-    show(f"{uri} ({name}): {', '.join(parts) or 'nothing run'}")
+    rest = f" ({elsewhere} cases are about other devices)" if elsewhere else ""
+    show(f"{escape(uri)} ({name}): {', '.join(parts) or 'nothing run'}{rest}")
 
 
 def _list(cases: Sequence[Case], as_json: bool) -> None:
