@@ -38,6 +38,7 @@ class Disk(Reference):
     """The block device, as a register transport sees it from behind."""
 
     queue_count = 2
+    look_again_s = 10.0
     used: Callable[[int], None] = staticmethod(lambda index: None)
     """Sends a used buffer notification of a queue."""
     changed: Callable[[], None] = staticmethod(lambda: None)

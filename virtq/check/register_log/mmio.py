@@ -251,8 +251,7 @@ def leaves_a_ready_queue_alone(trail: Trail) -> int:
 
 @rule("mmio.vqcfg.sequence", bus="mmio")
 def sets_a_queue_up(trail: Trail) -> int:
-    """Before QueueReady is set to 1, it is read as 0, and QueueSizeMax is read, and size and
-    addresses are written."""
+    """Before QueueReady is set to 1, it is read as 0, and size and addresses are written."""
     seen = 0
     for queue, steps in queue_lives(trail):
         done: set[str] = set()
