@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from virtq.check import results as out
 from virtq.check.case import Case, Verdict
+from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, beginning
@@ -97,7 +98,7 @@ def check(
     with beginning():
         cases = chosen(only)
     if as_list:
-        _list(cases, as_json)
+        _list([*cases, *(() if only else RULES.values())], as_json)
         return
     if coverage:
         _coverage(as_json)

@@ -1,0 +1,50 @@
+"""Linux's drivers, judged by what QEMU traces of their accesses to registers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtq.cli import run
+
+from .peers.guest import GuestConfig, run_guest
+
+pytestmark = pytest.mark.interop
+
+USE_THE_DISK = """
+    dd if=/dev/vda of=/dev/null bs=64k count=4 iflag=direct
+    dd if=/dev/zero of=/dev/vda bs=4k count=4 oflag=direct
+"""
+DISK = ("-blockdev", "driver=null-co,node-name=d,size=16777216,read-zeroes=on")
+
+
+def judged(capsys: pytest.CaptureFixture[str], trace: Path) -> dict[str, Any]:
+    code = run(["check", f"registers:{trace}", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    wrong = [r for r in shown["results"] if r["verdict"] == "fail"]
+    assert code == 0, wrong
+    return {r["case"]: r["verdict"] for r in shown["results"]}
+
+
+def test_virtio_pci(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.log"
+    device = ("-device", "virtio-blk-pci,drive=d,packed=on,ioeventfd=off")
+    events = ("-trace", "memory_region_ops_*", "-trace", "pci_cfg_*", "-D", str(trace))
+    run_guest(GuestConfig(script=USE_THE_DISK, args=[*DISK, *device, *events]))
+    found = judged(capsys, trace)
+    passed = {name for name, verdict in found.items() if verdict == "pass"}
+    assert {
+        "driver_general.keeps_the_order",
+        "driver_general.reads_in_a_loop",
+        "driver_pci.access_widths",
+        "driver_pci.capabilities_are_read_only",
+        "driver_pci.configures_first",
+        "driver_pci.leaves_the_isr_alone",
+        "driver_pci.tells_the_queue",
+        "driver_pci.verifies_each_mapping",
+        "driver_pci.waits_for_its_reset",
+    } <= passed
+    assert len(passed) >= 30
