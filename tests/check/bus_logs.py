@@ -112,12 +112,11 @@ class OtherVersion(MmioReference):
 # Right logs
 
 
-def _use(transport: Any, want: int, reset: bool) -> None:
+def _use(transport: Any, log: Log, want: int, reset: bool) -> None:
     with suppress(VirtqError):  # a device may have to be given up
         driver = BlkDriver(transport, want=want)
         driver.read(0, 4096)
-        if isinstance(transport, MmioReference):
-            _await_acknowledgment(driver, transport)
+        _await_interrupts(driver, log)
         if reset:
             driver.reset_queue(0)
             driver.read(0, 512)
@@ -127,10 +126,13 @@ def _use(transport: Any, want: int, reset: bool) -> None:
     transport.close()
 
 
-def _await_acknowledgment(driver: BlkDriver, transport: MmioReference) -> None:
-    """The thread that acknowledges interrupts may be behind the one that uses the disk."""
+def _await_interrupts(driver: BlkDriver, log: Log) -> None:
+    """The thread that notifies and acknowledges may be behind the one that uses the disk."""
+    wanted = {"notify"} if log.bus == "pci" else {"notify", "InterruptACK"}
+    if not any(step.writes for step in follow(log).steps):
+        return  # it is the log of a block that nothing is behind
     deadline = time.monotonic() + 10
-    while not transport.board.window.acknowledged:
+    while not wanted <= {step.field or step.register for step in follow(log).steps if step.writes}:
         assert time.monotonic() < deadline
         driver.read(0, 512)
 
@@ -142,7 +144,7 @@ def _pci(device: type[PciReference], want: int = 0, reset: bool = False) -> Log:
         made.append(PciRecorder(board))
         return made[0]
 
-    _use(device(between), want, reset)
+    _use(device(between), made[0].log, want, reset)
     return made[0].log
 
 
@@ -159,7 +161,7 @@ def _mmio(
         return made[0]
 
     with suppress(TransportError):  # it may be no device to drive
-        _use(device(between), want, reset)
+        _use(device(between), made[0].log, want, reset)
     return made[0].log
 
 

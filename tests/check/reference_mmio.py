@@ -157,11 +157,7 @@ class MmioWindow:
 
     # Interrupts
 
-    acknowledged = 0
-    """How often something was."""
-
     def acknowledge(self, value: int) -> None:
-        self.acknowledged += 1
         self.status &= ~value
 
     def used(self, index: int) -> None:

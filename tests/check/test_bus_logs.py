@@ -148,6 +148,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
     ("pci.reserved_bars", "pci strange", until(LIVE)),
     ("pci.long_capabilities", "pci strange", until(LIVE)),
     ("pci.long_structures", "pci strange", until(LIVE)),
+    ("pci.long_configurations", "pci strange", until(LIVE)),
     ("pci.tables_of_any_size", "pci strange", until(LIVE)),
     *(
         ("pci.read_only_fields", "pci", before(LIVE, write("pci", name, 0)))

@@ -113,6 +113,16 @@ def long_structures(trail: Trail) -> int:
     return _is_driven_with(trail, lambda config, at: _lengths(config, at) >= 1 << 16)
 
 
+@rule("cfg.drv.no-size-limit", bus="pci")
+def long_configurations(trail: Trail) -> int:
+    """A configuration space of more than a driver knows, 64 KiB or more, does not keep it from
+    driving the function."""
+    return _is_driven_with(
+        trail,
+        lambda config, at: config.get(at + 3) == Cfg.DEVICE and _lengths(config, at) >= 1 << 16,
+    )
+
+
 # The common configuration
 
 
