@@ -1,4 +1,4 @@
-"""Linux's drivers, judged by what QEMU traces of their accesses to registers."""
+"""Linux's driver of PCI, and our own of both buses, judged by what QEMU traces of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+import virtq
 from virtq.cli import run
+from virtq.drivers.blk import BlkDriver
 
+from .peers.availability import program
 from .peers.guest import GuestConfig, run_guest
 
 pytestmark = pytest.mark.interop
@@ -48,3 +51,28 @@ def test_virtio_pci(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "driver_pci.waits_for_its_reset",
     } <= passed
     assert len(passed) >= 30
+
+
+@pytest.mark.parametrize(
+    ("device", "least"),
+    [
+        ("virtio-blk-pci,packed=on,ioeventfd=off", 35),
+        ("virtio-blk-pci,vectors=0,ioeventfd=off", 30),
+        ("virtio-blk-device,packed=on", 38),
+    ],
+)
+def test_our_own_driver(
+    device: str, least: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    program("qemu")
+    trace = tmp_path / "trace.log"
+    events = "-trace memory_region_ops_* -trace pci_cfg_* -trace virtio_mmio_setting_irq"
+    options = f"-global virtio-mmio.ioeventfd=off {events} -D {trace}"
+    with virtq.connect(f"qtest:{device}?args={options}", driver=BlkDriver) as disk:
+        disk.read(0, 4096)
+        if "-pci" in device:
+            disk.reset_queue(0)  # its memory-mapped registers have no such thing
+            disk.read(0, 4096)
+        assert disk.config.capacity
+    found = judged(capsys, trace)
+    assert list(found.values()).count("pass") >= least
