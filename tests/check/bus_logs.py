@@ -175,6 +175,24 @@ def _administration() -> Log:
     return before(is_write("device_status", Status.DRIVER_OK), *more)(log)
 
 
+class SuspendableDisk(Disk):
+    offered = Disk.offered | int(F.SUSPEND)
+
+
+class Suspendable(PciReference):
+    disk = SuspendableDisk
+
+
+def _suspended() -> Log:
+    """A driver that suspends the device, resumes it, and goes on."""
+    suspended, live = 0x1B, 0xF
+    more = [write("pci", "device_status", live | 0x10), read("pci", "device_status", live | 0x10)]
+    more += [read("pci", "device_status", suspended)]
+    more += [write("pci", "device_status", live), read("pci", "device_status", suspended)]
+    more += [read("pci", "device_status", live), Access(0, "write", "notify", 0, 2, 0)]
+    return after(lambda step: step.puts("notify"), *more)(_pci(Suspendable, want=F.SUSPEND))
+
+
 def _stopped() -> Log:
     """A driver that stops a queue."""
     stop = [write("mmio", "QueueSel", 0), write("mmio", "QueueReady", 0)]
@@ -193,6 +211,7 @@ RIGHT: dict[str, Callable[[], Log]] = {
     "pci refused": lambda: _pci(Refusing),
     "pci strange": lambda: _pci(Strange, want=F.ACCESS_PLATFORM | F.ORDER_PLATFORM),
     "pci administration": _administration,
+    "pci suspended": _suspended,
     "mmio": lambda: _mmio(MmioReference),
     "mmio queue reset": lambda: _mmio(MmioReference, reset=True),
     "mmio data": lambda: _mmio(MmioWithData, want=F.NOTIFICATION_DATA),

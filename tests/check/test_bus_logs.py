@@ -32,6 +32,7 @@ from virtq.check.case import Verdict
 from virtq.check.register_log import RULES, judge, qemu
 from virtq.check.register_log import read as read_log
 from virtq.check.register_log.log import Access, LogError, lines, parse
+from virtq.check.register_log.trail import Step
 from virtq.cli import run
 from virtq.features import F
 from virtq.status import Status
@@ -62,10 +63,16 @@ def declining(feature: int) -> Edit:
     )
 
 
+def sets_again(step: Step) -> bool:
+    """DRIVER_OK, of a device that is suspended."""
+    return step.puts("device_status") and bool(step.status & Status.SUSPEND)
+
+
 def telling(make: Callable[[int], int]) -> Edit:
     return change(is_write("notify"), value(make))
 
 
+NOTIFICATION = Access(0, "write", "notify", 0, 2, 0)
 CONFIG = Access(0, "write", "device", 32, 1, 1)
 ISR = Access(0, "read", "isr", 0, 1, 1)
 IRQ = Access(0, "interrupt")
@@ -109,7 +116,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         "pci",
         before(LIVE, write("pci", "driver_feature", 1)),
     ),
-    ("general.notifies_a_live_device", "pci", before(LIVE, Access(0, "write", "notify", 0, 2, 0))),
+    ("general.notifies_a_live_device", "pci", before(LIVE, NOTIFICATION)),
     ("general.clears_no_bit", "pci", change(LIVE, value(lambda v: v & ~1))),
     ("general.records_each_step", "pci", change(LIVE, value(lambda v: v & ~1))),
     (
@@ -138,7 +145,48 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         "pci queue reset",
         drop(lambda s: s.puts("queue_desc") and bool(s.status & Status.DRIVER_OK)),
     ),
+    (
+        "general.reads_what_is_there",
+        "pci",
+        before(LIVE, Access(0, "read", "device", 10, 4, 0)),  # size_max is not offered
+    ),
+    ("general.suspends_a_live_device", "pci suspended", declining(F.SUSPEND)),
+    (
+        "general.suspends_a_live_device",
+        "pci suspended",
+        before(LIVE, write("pci", "device_status", 0x1B), read("pci", "device_status", 0x1B)),
+    ),
+    (
+        "general.verifies_that_it_is_suspended",
+        "pci suspended",
+        drop(lambda s: s.gets("device_status") and s.value == 0x1B),
+    ),
+    (
+        "general.does_not_notify_while_suspended",
+        "pci suspended",
+        after(is_status(0x1F), NOTIFICATION),
+    ),
+    (
+        "general.leaves_the_configuration_while_suspended",
+        "pci suspended",
+        after(is_status(0x1F), CONFIG),
+    ),
+    (
+        "general.waits_until_it_is_resumed",
+        "pci suspended",
+        after(sets_again, NOTIFICATION),
+    ),
     # PCI
+    (
+        "pci.enables_what_is_set_up",
+        "pci queue reset",
+        drop(lambda s: s.puts("queue_driver") and bool(s.status & Status.DRIVER_OK)),
+    ),
+    (
+        "mmio.enables_what_is_set_up",
+        "mmio queue reset",
+        drop(lambda s: s.puts("queue_device") and bool(s.status & Status.DRIVER_OK)),
+    ),
     ("pci.access_widths", "pci", change(is_read("config"), width(8), only_first=True)),
     ("pci.access_widths", "pci", change(is_read("config"), width(1), only_first=True)),
     ("pci.access_widths", "pci", change(is_write("device_status"), width(4), only_first=True)),

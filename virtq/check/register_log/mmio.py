@@ -293,6 +293,12 @@ def waits_for_a_queue_reset(trail: Trail) -> int:
     return general.queue_resets_are_awaited(trail)
 
 
+@rule("mmio.reg.drv.queue-reenable", bus="mmio")
+def enables_what_is_set_up(trail: Trail) -> int:
+    """A queue that was reset may be enabled again once its other fields are set up."""
+    return general.queues_are_configured_again(trail)
+
+
 # Notifications
 
 

@@ -205,6 +205,12 @@ def waits_for_a_queue_reset(trail: Trail) -> int:
     return general.queue_resets_are_awaited(trail)
 
 
+@rule("pci.common.drv.queue-reenable", bus="pci")
+def enables_what_is_set_up(trail: Trail) -> int:
+    """A queue that was reset may be enabled again once its other fields are set up."""
+    return general.queues_are_configured_again(trail)
+
+
 @rule("pci.common.drv.admin-index-range", bus="pci")
 def administration_queues(trail: Trail) -> int:
     """Administration virtqueues are those from admin_queue_index on, admin_queue_num of them."""
