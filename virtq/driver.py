@@ -140,16 +140,31 @@ class Driver:
             return self._read_fields(length) if length else None
 
     def _read_fields(self, length: int) -> bytes:
-        if isinstance(self.transport, ReadsByWidth) and self.config_layout is not None:
-            return self.transport.read_config_by(layout.widths(self.config_layout, length))
-        return self.transport.read_config(0, length)
+        if self.config_layout is None or not isinstance(self.transport, ReadsByWidth):
+            return self.transport.read_config(0, length)
+        accesses = [
+            access
+            for leaf in layout.fields_of(self.config_layout)
+            if leaf.offset + leaf.size <= length and self._exists(leaf)
+            for access in layout.accesses(leaf)
+        ]
+        data = bytearray(length)
+        for (at, width), part in zip(
+            accesses, self.transport.read_config_by(accesses), strict=True
+        ):
+            data[at : at + width] = part
+        return bytes(data)
+
+    def _exists(self, leaf: layout.Field) -> bool:
+        """Whether the device offers the feature that brings this field of the configuration."""
+        feature = self.config_fields.get(leaf.name.partition(".")[0], -1)
+        return feature == -1 or bool(feature & self.offered_features)
 
     def _config_length(self, structure: type) -> int:
         """Up to the last field that exists: a device need not have room for others."""
         length = 0
         for leaf in layout.fields_of(structure):
-            feature = self.config_fields.get(leaf.name.partition(".")[0], -1)
-            if feature == -1 or feature & self.offered_features:
+            if self._exists(leaf):
                 length = leaf.offset + leaf.size
         return length
 

@@ -434,6 +434,30 @@ class ThreeHundredSlots(PciReference):
         size_max = 300
 
 
+@catches("pci_common.queue_size_after_a_reset")
+class KeepsItsSmallQueues(PciReference):
+    class function(PciFunction):
+        def reset(self) -> None:
+            sizes = [queue.size for queue in getattr(self, "queues", ())]
+            super().reset()
+            for queue, size in zip(self.queues, sizes, strict=False):
+                queue.size = size
+
+
+@catches("pci_common.queue_size_after_a_reset")
+class OneSizeForAllQueues(PciReference):
+    class function(PciFunction):
+        def put(self, name: str, value: int) -> None:
+            if name != "queue_size":
+                super().put(name, value)
+
+
+@catches("pci_common.no_virtual_functions")
+class VirtualFunctionsWithoutExpress(PciReference):
+    class disk(Disk):
+        offered = Disk.offered | int(F.SR_IOV)
+
+
 @catches("pci_common.the_first_administration_queue")
 class AdministrationAmongTheOthers(WithAdministration):
     class function(WithAdministration.function):
@@ -698,7 +722,36 @@ class QueuesNeedAVectorOfTheirOwn(PciReference):
                 super().used(index)
 
 
+class SilentDisk(Disk):
+    def ask_for_a_reset(self) -> None:
+        self.status |= Status.DEVICE_NEEDS_RESET
+
+
+@catches("pci_interrupts.asking_for_a_reset")
+class AsksSilently(PciReference):
+    disk = SilentDisk
+
+
 # Memory-mapped registers
+
+
+@catches("mmio.asking_for_a_reset")
+class MmioAsksSilently(MmioReference):
+    disk = SilentDisk
+
+
+class VirtualDisk(Disk):
+    offered = Disk.offered | int(F.SR_IOV)
+
+
+@catches("mmio.no_virtual_functions")
+class MmioVirtualFunctions(MmioReference):
+    disk = VirtualDisk
+
+
+@catches("mmio.no_administration_queues")
+class MmioAdministration(MmioReference):
+    disk = AdminDisk
 
 
 @catches("mmio.magic_value")

@@ -17,6 +17,7 @@ from tests.check.reference import Reference, Served
 from virtq._core import Memory, Position
 from virtq.features import F
 from virtq.memory import PAGE_BYTES, Arena
+from virtq.model.memory import Violation
 from virtq.status import Status
 from virtq.transports.qtest import virtio_pci
 from virtq.transports.qtest.access import Accesses
@@ -52,6 +53,17 @@ class Disk(Reference):
         with self.lock:
             self.sectors += 8
             self.changed()
+
+    def serve(self, served: Served) -> None:
+        try:
+            super().serve(served)
+        except Violation:
+            self.ask_for_a_reset()
+            raise
+
+    def ask_for_a_reset(self) -> None:
+        self.status |= Status.DEVICE_NEEDS_RESET
+        self.changed()
 
     def notify(self, served: Served) -> None:
         if served.half.call_wanted():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from virtq.check.case import NotObservable
 from virtq.check.context import Context, Live
 from virtq.check.session import Job, Sent, Session
+from virtq.status import Status
 from virtq.transports.base import ByRegisters
 from virtq.wire import blk, net
 
@@ -64,6 +65,18 @@ def serve(live: Live, registers: Registers, count: int, first: int = 0) -> None:
     """Have so many buffers used."""
     submit(live, registers, live.jobs(count, first))
     live.ring.wait(count)
+
+
+def break_queue(live: Live, registers: Registers) -> None:
+    """Have a split virtqueue's available index run far ahead of what is there (2.7.6), which no
+    driver does, and wait until the device asks to be reset for it. Raises NotObservable if it does
+    not."""
+    live.ring.split_ring.avail_idx += 2 * live.ring.size + 3
+    registers.notify(live.work.queue, None)
+    for _ in live.session.moment():
+        if live.session.transport.read_status() & Status.DEVICE_NEEDS_RESET:
+            return
+    raise NotObservable("a malformed ring does not make the device ask for a reset")
 
 
 def change_config(session: Session, device_id: int | None) -> None:

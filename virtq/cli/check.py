@@ -22,6 +22,7 @@ from virtq.check.driver import cases as driver_cases
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
+from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
@@ -142,7 +143,7 @@ def check(
     with beginning():
         cases = chosen(only, party)
     if as_list:
-        _list(cases, as_json)
+        _list([*cases, *(() if only else RULES.values())], as_json)
         return
     if coverage:
         _coverage(as_json)

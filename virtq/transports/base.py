@@ -183,9 +183,9 @@ class ReadsByWidth(Protocol):
     """What a transport has besides `DriverTransport` if the device sees how wide an access to its
     configuration is, and a driver has to read each field as wide as it is (4.1.3.1, 4.2.2.2)."""
 
-    def read_config_by(self, widths: Sequence[int]) -> bytes:
-        """The beginning of the configuration space, in accesses of so many bytes one after the
-        other, all at one generation. Raises ConfigError beyond the end."""
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What is read from the configuration space by each of the accesses, (offset, width) in
+        bytes, all at one generation. Raises ConfigError beyond the end."""
         ...
 
 

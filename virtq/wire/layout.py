@@ -112,19 +112,14 @@ def size_of(structure: type) -> int:
     return _packer(structure).size
 
 
-def widths(structure: type, length: int) -> list[int]:
-    """The accesses, in bytes each, by which the first `length` bytes are read: a number as wide as
-    it is, but one of 64 bits by its halves, and arrays by their bytes (4.1.3.1)."""
-    found: list[int] = []
-    for leaf in fields_of(structure):
-        part = min(leaf.size, length - leaf.offset)
-        if part <= 0:
-            break
-        width = {"H": 2, "I": 4, "Q": 4}.get(leaf.code, 1)
-        if part % width or leaf.offset % width:
-            width = 1
-        found += [width] * (part // width)
-    return found
+def accesses(leaf: Field) -> Iterator[tuple[int, int]]:
+    """(offset, width), in bytes, of the accesses by which a field is read: a number as wide as it
+    is, but one of 64 bits by its halves, and an array by its bytes (4.1.3.1)."""
+    width = {"H": 2, "I": 4, "Q": 4}.get(leaf.code, 1)
+    if leaf.offset % width:
+        width = 1
+    for at in range(leaf.offset, leaf.offset + leaf.size, width):
+        yield at, width
 
 
 def get(obj: object, dotted: str) -> Any:

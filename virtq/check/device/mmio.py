@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context, Live
-from virtq.check.registers import CHANGE_NEEDS, CONFIG_CHANGES, change_config, mmio, serve, submit
+from virtq.check.registers import (
+    CHANGE_NEEDS,
+    CONFIG_CHANGES,
+    break_queue,
+    change_config,
+    mmio,
+    serve,
+    submit,
+)
 from virtq.check.session import Ring, Session
 from virtq.features import F
 from virtq.transports.qtest.virtio_mmio import MmioRegisters
@@ -134,6 +142,35 @@ def no_event_but_a_configuration_change(ctx: Context) -> None:
             "InterruptStatus 2 after a configuration change, with no buffer used",
             f"{status:#x}",
         )
+
+
+@case("status.dev.needs-reset-config-notify", bus="mmio", packed=False)
+def asking_for_a_reset(ctx: Context) -> None:
+    """A live device that sets DEVICE_NEEDS_RESET sends a configuration change notification."""
+    with mmio(ctx) as (session, registers):
+        live = ctx.live(session=session)
+        serve(live, registers, 1)
+        _settle(session)
+        registers.put("InterruptACK", _USED | _CONFIG)
+        break_queue(live, registers)
+        _wait_event(session, registers, _CONFIG)
+
+
+# Features
+
+
+@case("mmio.no-admin-vq", "resv.mmio-no-admin-vq", bus="mmio", rings=False)
+def no_administration_queues(ctx: Context) -> None:
+    """ADMIN_VQ is not offered: there are no administration virtqueues on this transport."""
+    with mmio(ctx) as (session, _):
+        expect(not session.offered & F.ADMIN_VQ, "ADMIN_VQ not offered", f"{session.offered:#x}")
+
+
+@case("resv.dev.sriov-otherwise-not", bus="mmio", rings=False)
+def no_virtual_functions(ctx: Context) -> None:
+    """SR_IOV is not offered: this is no PCI device."""
+    with mmio(ctx) as (session, _):
+        expect(not session.offered & F.SR_IOV, "SR_IOV not offered", f"{session.offered:#x}")
 
 
 # Reset

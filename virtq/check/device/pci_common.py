@@ -11,6 +11,8 @@ from virtq.transports.qtest.capabilities import Cfg
 from virtq.transports.qtest.virtio_pci import PciRegisters
 
 _WORD = 0xFFFF_FFFF
+_EXPRESS = 0x10
+"""The PCI Express capability, without which there are no extended ones."""
 _FEATURE_BITS = 128
 """Those from here on are reserved (2.2)."""
 
@@ -248,6 +250,35 @@ def queue_sizes(ctx: Context) -> None:
             registers.put("queue_select", index)
             size = registers.get("queue_size")
             expect(not size & (size - 1), f"a power of 2 as the size of queue {index}", size)
+
+
+@case("pci.common.queue-size-max-on-reset", bus="pci", rings=False)
+def queue_size_after_a_reset(ctx: Context) -> None:
+    """queue_size is the largest size after a reset. A smaller one that a driver writes is what it
+    reads then, and is forgotten with the next reset."""
+    with pci(ctx) as (session, registers):
+        session.negotiate(ctx.features(session))
+        registers.put("queue_select", 0)
+        largest = registers.get("queue_size")
+        if largest < 4:
+            raise NotObservable(f"queue 0 has {largest} slots")
+        registers.put("queue_size", largest // 2)
+        size = registers.get("queue_size")
+        expect(size == largest // 2, f"queue_size {largest // 2}, as it was written", size)
+        session.reset()
+        registers.put("queue_select", 0)
+        size = registers.get("queue_size")
+        expect(size == largest, f"queue_size {largest} again after a reset", size)
+
+
+@case("resv.dev.sriov-otherwise-not", bus="pci", rings=False)
+def no_virtual_functions(ctx: Context) -> None:
+    """SR_IOV is not offered by a function that has no PCI Express capability, and so has no SR-IOV
+    capability either."""
+    with pci(ctx) as (session, registers):
+        if any(found.id == _EXPRESS for found in registers.function.capabilities()):
+            raise NotObservable("the function may have an SR-IOV capability")
+        expect(not session.offered & F.SR_IOV, "SR_IOV not offered", f"{session.offered:#x}")
 
 
 @case("pci.common.dev.admin-index-above", bus="pci", rings=False, needs=F.ADMIN_VQ)

@@ -7,6 +7,7 @@ from virtq.check.context import Context
 from virtq.check.registers import (
     CHANGE_NEEDS,
     CONFIG_CHANGES,
+    break_queue,
     change_config,
     pci,
     serve,
@@ -349,6 +350,18 @@ def one_vector_for_all(ctx: Context) -> None:
             _wait_message(session, msix, "of a used buffer")
             change_config(session, session.transport.device_id)
             _wait_message(session, msix, "of a configuration change")
+
+
+@case("status.dev.needs-reset-config-notify", bus="pci", packed=False)
+def asking_for_a_reset(ctx: Context) -> None:
+    """A live device that sets DEVICE_NEEDS_RESET sends a configuration change notification."""
+    with pci(ctx) as (session, registers):
+        msix = _msix(registers)
+        live = ctx.live(session=session)
+        serve(live, registers, 1)
+        msix.take()
+        break_queue(live, registers)
+        _wait_message(session, msix, "of DEVICE_NEEDS_RESET")
 
 
 def _wait_message(session: Session, msix: Msix, what: str) -> None:

@@ -13,6 +13,11 @@ from virtq.features import F, closed, describe
 from virtq.status import Status
 from virtq.wire import blk, layout, net
 
+GATES: Mapping[int, Mapping[str, int]] = {
+    blk.DEVICE_ID: blk.FIELD_FEATURE,
+    net.DEVICE_ID: net.FIELD_FEATURE,
+}
+"""The features that bring a field, any of them, by device type."""
 _STEPS = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 _RESERVED = sum(1 << bit for bit in (24, 25, 26, 27, 30, 31, 42, *range(44, 50)))
 """Feature bits that mean nothing to a driver of this version (6)."""
@@ -335,11 +340,14 @@ def clears_no_bit(trail: Trail) -> int:
     """A status bit that is set stays set until the device is reset."""
     seen = 0
     for life in attempts(trail):
+        now = 0  # a device may turn FEATURES_OK off again
         for step in life:
             if step.puts("device_status") and step.value:
-                lost = step.status & ~step.value
-                expect(not lost, f"the bits {step.status:#x}, which are set, kept", step)
+                lost = now & ~step.value & ~Status.SUSPEND
+                expect(not lost, f"the bits {now:#x}, which are set, kept", step)
                 seen += 1
+            if step.field == "device_status":
+                now = step.value
     return seen
 
 
@@ -478,30 +486,66 @@ def accepts_notif_config_data(trail: Trail) -> int:
 # The configuration space
 
 
+@rule("cfg.drv.feature-gates-optional-field")
+def reads_what_is_there(trail: Trail) -> int:
+    """A field of the configuration that comes with a feature is not accessed before the driver saw
+    that the device offers it."""
+    device = trail.log.device_id or 0
+    gated = [
+        (leaf, GATES[device][name])
+        for leaf in (layout.fields_of(LAYOUTS[device]) if device in LAYOUTS else ())
+        if (name := leaf.name.partition(".")[0]) in GATES[device]
+    ]
+    seen = 0
+    for step in trail.steps:
+        if step.field != "config":
+            continue
+        for leaf, features in gated:
+            if leaf.offset <= step.byte < leaf.offset + leaf.size:
+                expect(
+                    step.offered & features,
+                    f"no access to {leaf.name} without {describe(int(features), device)}",
+                    step,
+                )
+                seen += 1
+    return seen
+
+
 @rule("cfg.drv.generation-loop")
 def reads_in_a_loop(trail: Trail) -> int:
     """A field of the configuration that takes several accesses is read between two equal
     generations (SHOULD)."""
     known = LAYOUTS.get(trail.log.device_id or 0)
     wide = [leaf for leaf in layout.fields_of(known) if leaf.size > 4] if known else []
+    steps = [step for step in trail.steps if not _is_interrupt(step)]
     seen = 0
     for leaf in wide:
         inside = [
             i
-            for i, step in enumerate(trail.steps)
+            for i, step in enumerate(steps)
             if step.gets("config") and leaf.offset <= step.byte < leaf.offset + leaf.size
         ]
         for run in _runs(inside):
             if len(run) > 1:
-                before = _generation(trail.steps[: run[0]][::-1])
-                after = _generation(trail.steps[run[-1] + 1 :])
+                before = _generation(steps[: run[0]][::-1])
+                after = _generation(steps[run[-1] + 1 :])
                 expect(
                     before is not None and after is not None,
                     f"the generation read before and after {leaf.name}",
-                    trail.steps[run[0]],
+                    steps[run[0]],
                 )
                 seen += 1
     return seen
+
+
+def _is_interrupt(step: Step) -> bool:
+    """What may come between, from another thread of the driver's."""
+    return (
+        step.access.do == "interrupt"
+        or step.access.at == "isr"
+        or step.field == "notify"
+        or step.register in ("InterruptStatus", "InterruptACK")
+    )
 
 
 def _runs(indices: list[int]) -> Iterator[list[int]]:
@@ -572,6 +616,10 @@ def verifies_a_queue_reset(trail: Trail) -> int:
 @rule("vqreset.drv.reconfigure")
 def configures_a_queue_again(trail: Trail) -> int:
     """A queue that was reset has its addresses written again before it is enabled again."""
+    return queues_are_configured_again(trail)
+
+
+def queues_are_configured_again(trail: Trail) -> int:
     seen = 0
     for queue, steps in queue_lives(trail):
         lacking: set[str] = set()
@@ -589,4 +637,98 @@ def configures_a_queue_again(trail: Trail) -> int:
                 )
                 seen += 1
                 was_reset = False
+    return seen
+
+
+# Suspending a device
+
+
+def _suspensions(trail: Trail) -> Iterator[tuple[list[Step], int, int | None]]:
+    """For each write of SUSPEND: the life, where it is, and where DRIVER_OK is set again."""
+    for life in attempts(trail):
+        at = first(life, lambda step: sets(step, Status.SUSPEND))
+        while at is not None:
+            behind = first(life[at + 1 :], lambda step: sets(step, Status.DRIVER_OK))
+            resumed = None if behind is None else at + 1 + behind
+            yield life, at, resumed
+            if resumed is None:
+                break
+            more = first(life[resumed + 1 :], lambda step: sets(step, Status.SUSPEND))
+            at = None if more is None else resumed + 1 + more
+
+
+@rule("suspend.drv.precondition")
+def suspends_a_live_device(trail: Trail) -> int:
+    """SUSPEND is set while DRIVER_OK is, and with the feature (SHOULD NOT otherwise)."""
+    seen = 0
+    for life, at, _ in _suspensions(trail):
+        step = life[at]
+        expect(step.status & Status.DRIVER_OK, "DRIVER_OK set before SUSPEND", step)
+        expect(step.accepted & F.SUSPEND, "the feature SUSPEND accepted before", step)
+        seen += 1
+    return seen
+
+
+def _is_suspended(step: Step) -> bool:
+    return step.gets("device_status") and (
+        step.value & (Status.SUSPEND | Status.DRIVER_OK) == Status.SUSPEND
+        or bool(step.value & Status.DEVICE_NEEDS_RESET)
+    )
+
+
+@rule("suspend.drv.verify")
+def verifies_that_it_is_suspended(trail: Trail) -> int:
+    """After SUSPEND is set, the status is read until it shows SUSPEND, and DRIVER_OK off."""
+    seen = 0
+    for life, at, resumed in _suspensions(trail):
+        between = life[at + 1 : resumed]
+        expect(
+            any(_is_suspended(step) for step in between),
+            "the status read with SUSPEND on and DRIVER_OK off",
+            f"nothing of it after {life[at]}",
+        )
+        seen += 1
+    return seen
+
+
+@rule("suspend.drv.no-notify")
+def does_not_notify_while_suspended(trail: Trail) -> int:
+    """No notification is sent after SUSPEND is set."""
+    return _leaves_alone(trail, "notify", "no notification")
+
+
+@rule("suspend.drv.no-config-write")
+def leaves_the_configuration_while_suspended(trail: Trail) -> int:
+    """The configuration is not written after SUSPEND is set."""
+    return _leaves_alone(trail, "config", "no write to the configuration")
+
+
+def _leaves_alone(trail: Trail, field: str, expected: str) -> int:
+    seen = 0
+    for life, at, resumed in _suspensions(trail):
+        for step in life[at + 1 : resumed]:
+            expect(not step.puts(field), f"{expected} after {life[at]}", step)
+        seen += 1
+    return seen
+
+
+@rule("suspend.drv.resume-wait")
+def waits_until_it_is_resumed(trail: Trail) -> int:
+    """After DRIVER_OK is set again, the status is read until it shows it, and SUSPEND off, before
+    anything else is done."""
+    seen = 0
+    for life, _, resumed in _suspensions(trail):
+        if resumed is None:
+            continue
+        for step in life[resumed + 1 :]:
+            if step.gets("device_status"):
+                if step.value & (Status.SUSPEND | Status.DRIVER_OK) == Status.DRIVER_OK:
+                    seen += 1
+                    break
+            else:
+                expect(
+                    not step.puts("notify", "config", "queue_enable", "queue_reset"),
+                    "the status read with DRIVER_OK on and SUSPEND off",
+                    step,
+                )
     return seen

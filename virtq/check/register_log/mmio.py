@@ -251,8 +251,7 @@ def leaves_a_ready_queue_alone(trail: Trail) -> int:
 
 @rule("mmio.vqcfg.sequence", bus="mmio")
 def sets_a_queue_up(trail: Trail) -> int:
-    """Before QueueReady is set to 1, it is read as 0, and QueueSizeMax is read, and size and
-    addresses are written."""
+    """Before QueueReady is set to 1, it is read as 0, and size and addresses are written."""
     seen = 0
     for queue, steps in queue_lives(trail):
         done: set[str] = set()
@@ -292,6 +291,12 @@ def reads_a_stopped_queue(trail: Trail) -> int:
 def waits_for_a_queue_reset(trail: Trail) -> int:
     """After 1 was written to QueueReset, it is read as 0 before the queue is used again."""
     return general.queue_resets_are_awaited(trail)
+
+
+@rule("mmio.reg.drv.queue-reenable", bus="mmio")
+def enables_what_is_set_up(trail: Trail) -> int:
+    """A queue that was reset may be enabled again once its other fields are set up."""
+    return general.queues_are_configured_again(trail)
 
 
 # Notifications

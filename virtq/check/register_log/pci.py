@@ -113,6 +113,16 @@ def long_structures(trail: Trail) -> int:
     return _is_driven_with(trail, lambda config, at: _lengths(config, at) >= 1 << 16)
 
 
+@rule("cfg.drv.no-size-limit", bus="pci")
+def long_configurations(trail: Trail) -> int:
+    """A configuration space of more than a driver knows, 64 KiB or more, does not keep it from
+    driving the function."""
+    return _is_driven_with(
+        trail,
+        lambda config, at: config.get(at + 3) == Cfg.DEVICE and _lengths(config, at) >= 1 << 16,
+    )
+
+
 # The common configuration
 
 
@@ -193,6 +203,12 @@ def disables_no_queue(trail: Trail) -> int:
 def waits_for_a_queue_reset(trail: Trail) -> int:
     """After 1 was written to queue_reset, it is read as 0 before the queue is used again."""
     return general.queue_resets_are_awaited(trail)
+
+
+@rule("pci.common.drv.queue-reenable", bus="pci")
+def enables_what_is_set_up(trail: Trail) -> int:
+    """A queue that was reset may be enabled again once its other fields are set up."""
+    return general.queues_are_configured_again(trail)
 
 
 @rule("pci.common.drv.admin-index-range", bus="pci")

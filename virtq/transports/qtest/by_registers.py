@@ -100,10 +100,10 @@ class RegisterTransport:
         """Raises ConfigError beyond the end."""
         return self._registers.read_config(offset, length)
 
-    def read_config_by(self, widths: Sequence[int]) -> bytes:
-        """The beginning of the configuration space, in accesses of so many bytes one after the
-        other. Raises ConfigError beyond the end."""
-        return self._registers.read_config(0, sum(widths), widths)
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What is read from the configuration space by each of the accesses, (offset, width) in
+        bytes, all at one generation. Raises ConfigError beyond the end."""
+        return self._registers.read_config_by(accesses)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Raises ConfigError beyond the end. A device has no way to refuse a value here."""

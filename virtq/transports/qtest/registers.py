@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
+from virtq.errors import TransportError
 from virtq.transports.qtest.access import Accesses
+
+T = TypeVar("T")
 
 CONFIG_READ_ATTEMPTS = 16
 """How often a configuration that changes while it is read is read again."""
@@ -64,17 +67,22 @@ class Registers(Protocol):
         ...
 
 
+def at_one_generation(generation: Callable[[], int], load: Callable[[], T]) -> T:
+    """Read from a device's configuration again while it changes meanwhile (2.5.1)."""
+    for _ in range(CONFIG_READ_ATTEMPTS):
+        before = generation()
+        data = load()
+        if generation() == before:
+            return data
+    raise TransportError("the configuration changes all the time (2.5.1)")
+
+
 def load_bytes(client: Accesses, address: int, length: int) -> bytes:
     """Read from a device's configuration: an aligned number as such, as its field wants it
     (4.1.3.1), one of 64 bits by its halves, anything else byte by byte. A wider access could reach
     past the end, where there is nothing."""
-    return load_widths(client, address, _widths(address, length))
-
-
-def load_widths(client: Accesses, address: int, widths: Sequence[int]) -> bytes:
-    """Read from a device's configuration in accesses of so many bytes, one after the other."""
     data = bytearray()
-    for width in widths:
+    for width in _widths(address, length):
         data += client.load(address + len(data), width).to_bytes(width, "little")
     return bytes(data)
 

@@ -13,9 +13,8 @@ from types import MappingProxyType
 from virtq.errors import ConfigError, TransportError
 from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.registers import (
-    CONFIG_READ_ATTEMPTS,
+    at_one_generation,
     load_bytes,
-    load_widths,
     store_bytes,
 )
 
@@ -142,19 +141,20 @@ class MmioRegisters:
     def notify(self, index: int, data: int | None) -> None:
         self.put("QueueNotify", index if data is None else data)
 
-    def read_config(self, offset: int, length: int, widths: Sequence[int] | None = None) -> bytes:
+    def read_config(self, offset: int, length: int) -> bytes:
         self._check_config(offset, length)
-        at = self._base + _CONFIG + offset
-        for _ in range(CONFIG_READ_ATTEMPTS):
-            before = self.get("ConfigGeneration")
-            data = (
-                load_bytes(self._client, at, length)
-                if widths is None
-                else load_widths(self._client, at, widths)
-            )
-            if self.get("ConfigGeneration") == before:
-                return data
-        raise TransportError("the configuration changes all the time (2.5.1)")
+        return at_one_generation(
+            lambda: self.get("ConfigGeneration"),
+            lambda: load_bytes(self._client, self._base + _CONFIG + offset, length),
+        )
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        self._check_config(0, max((at + width for at, width in accesses), default=1))
+        base = self._base + _CONFIG
+        return at_one_generation(
+            lambda: self.get("ConfigGeneration"),
+            lambda: [load_bytes(self._client, base + at, width) for at, width in accesses],
+        )
 
     def write_config(self, offset: int, data: bytes) -> None:
         self._check_config(offset, len(data))

@@ -14,11 +14,10 @@ from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.capabilities import Cfg, Structure, structures
 from virtq.transports.qtest.pci import Function, Window, functions
 from virtq.transports.qtest.registers import (
-    CONFIG_READ_ATTEMPTS,
     POLL_MAX_S,
     POLL_MIN_S,
+    at_one_generation,
     load_bytes,
-    load_widths,
     store_bytes,
 )
 
@@ -207,19 +206,19 @@ class PciRegisters:
         area = self._structures.get(Cfg.DEVICE)
         return area.length if area else 0
 
-    def read_config(self, offset: int, length: int, widths: Sequence[int] | None = None) -> bytes:
+    def read_config(self, offset: int, length: int) -> bytes:
         area = self._config_area(offset, length)
-        at = area.address + offset
-        for _ in range(CONFIG_READ_ATTEMPTS):
-            before = self.get("config_generation")
-            data = (
-                load_bytes(self._client, at, length)
-                if widths is None
-                else load_widths(self._client, at, widths)
-            )
-            if self.get("config_generation") == before:
-                return data
-        raise TransportError("the configuration changes all the time (2.5.1)")
+        return at_one_generation(
+            lambda: self.get("config_generation"),
+            lambda: load_bytes(self._client, area.address + offset, length),
+        )
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        area = self._config_area(0, max((at + width for at, width in accesses), default=1))
+        return at_one_generation(
+            lambda: self.get("config_generation"),
+            lambda: [load_bytes(self._client, area.address + at, width) for at, width in accesses],
+        )
 
     def write_config(self, offset: int, data: bytes) -> None:
         area = self._config_area(offset, len(data))
