@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from tests.check.mutants import REFERENCES, catches
 from tests.check.reference import Reference
@@ -61,7 +62,7 @@ class AwareNeedsZoned(HostAware):
 class Says(HostManaged):
     """Its characteristics are not what they are."""
 
-    said: dict[str, object]
+    said: ClassVar[dict[str, Any]]
 
     def characteristics(self) -> Zoned:
         return dataclasses.replace(super().characteristics(), **self.said)
@@ -69,17 +70,17 @@ class Says(HostManaged):
 
 @catches("blk_zones.padding")
 class NoisyZonePadding(Says):
-    said = {"unused2": b"\0\1\0"}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"unused2": b"\0\1\0"}
 
 
 @catches("blk_zones.the_model")
 class SaysItIsAware(Says):
-    said = {"model": int(Model.HOST_AWARE)}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"model": int(Model.HOST_AWARE)}
 
 
 @catches("blk_zones.the_model")
 class ModelOfItsOwn(Says):
-    said = {"model": 3}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"model": 3}
 
 
 @catches("blk_zones.zoned_devices_have_zones")
@@ -93,7 +94,7 @@ class PlainDiskWithZoned(HostManaged):
 
 @catches("blk_zones.the_size_of_a_zone")
 class SaysHalfAZone(Says):
-    said = {"zone_sectors": 16}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"zone_sectors": 16}
 
 
 @catches("blk_zones.the_size_of_a_zone")
@@ -123,12 +124,12 @@ class SmallZoneInTheMiddle(HostManaged):
 
 @catches("blk_zones.appends_fit_into_the_segments")
 class AppendsWithoutBound(Says):
-    said = {"max_append_sectors": 30 * 4096 + 1}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_append_sectors": 30 * 4096 + 1}
 
 
 @catches("blk_zones.the_write_granularity")
 class CoarserThanItSays(Says):
-    said = {"write_granularity": 512}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"write_granularity": 512}
 
 
 @catches("blk_zones.the_write_granularity")
@@ -142,29 +143,29 @@ class FinerThanItSays(HostManaged):
 @catches("blk_zones.as_many_open_zones_as_it_says")
 class FewerOpenThanItSays(Says):
     open_max = 2
-    said = {"max_open_zones": 3}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_open_zones": 3}
 
 
 @catches("blk_zones.as_many_open_zones_as_it_says")
 class MoreOpenThanItSays(Says):
-    said = {"max_open_zones": 2}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_open_zones": 2}
 
 
 @catches("blk_zones.as_many_open_zones_as_it_says")
 class UnsaidOpenLimit(Says):
     active_max = 0
-    said = {"max_open_zones": 0}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_open_zones": 0}
 
 
 @catches("blk_zones.as_many_active_zones_as_it_says")
 class FewerActiveThanItSays(Says):
     active_max = 3
-    said = {"max_active_zones": 4}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_active_zones": 4}
 
 
 @catches("blk_zones.as_many_active_zones_as_it_says")
 class UnsaidActiveLimit(Says):
-    said = {"max_active_zones": 0}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_active_zones": 0}
 
 
 @catches("blk_zones.as_many_active_zones_as_it_says")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from virtq.check import results as out
 from virtq.check.case import Case, Verdict
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
+from virtq.check.unseen import UNSEEN
 from virtq.cli.failures import EXIT_FAILED, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
@@ -217,3 +218,7 @@ def _coverage(as_json: bool) -> None:
         f"{have} of {of} requirements that can be observed have a case",
         f"areas without one: {', '.join(unchecked)}",
     )
+    reasons = table("asked of devices, and not to be seen", "why")
+    for id, reason in UNSEEN.items():
+        reasons.add_row(id, reason)
+    show(reasons)
