@@ -112,6 +112,18 @@ class NoisyId(Reference):
 
 
 @catches("blk.the_device_id")
+class ClaimsThePadding(Reference):
+    """It writes the ID without its padding, and reports all 20 bytes."""
+
+    def handle(self, buffer: Taken) -> int:
+        written = super().handle(buffer)
+        if buffer.writable == 21:
+            piece = buffer.pieces[-1]
+            self.memory.write(piece.address + 10, b"\xa5" * 10)
+        return written
+
+
+@catches("blk.the_device_id")
 class AnotherIdEachTime(Reference):
     asked = 0
 

@@ -18,6 +18,7 @@ from virtq.check.device import (
     queue_reset,
     split,
     status,
+    suspend,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "queue_reset",
     "split",
     "status",
+    "suspend",
 ]
