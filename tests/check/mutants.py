@@ -529,6 +529,7 @@ class HeaderInOnePiece(Reference):
     "notifications.a_descriptor_event_is_hit",
     "notifications.a_descriptor_event_within_a_batch",
     "in_order.event_index_within_a_batch",
+    "in_order.an_event_at_every_place_of_a_batch",
 )
 class NeverCalls(Reference):
     def notify(self, served: Served) -> None:
@@ -540,6 +541,7 @@ class NeverCalls(Reference):
     "notifications.the_event_index_is_missed",
     "notifications.event_flags_disable",
     "notifications.a_descriptor_event_is_missed",
+    "in_order.an_event_at_every_place_of_a_batch",
 )
 class AlwaysCalls(Reference):
     def notify(self, served: Served) -> None:
@@ -564,7 +566,9 @@ class MindsFlagsWithEventIdx(Reference):
             return super()._call_wanted() and not self.ring.avail_flags
 
 
-@catches("notifications.an_event_index_within_a_batch")
+@catches(
+    "notifications.an_event_index_within_a_batch", "in_order.an_event_at_every_place_of_a_batch"
+)
 class ComparesOnlyTheFirst(Reference):
     class split(Split):
         def _call_wanted(self) -> bool:
@@ -928,3 +932,32 @@ class OneForAll(Reference):
     def give_up(self, served: Served) -> None:
         for each in self.queues.values():
             each.broken = True
+
+
+@catches("in_order.an_event_at_every_place_of_a_batch")
+class LooksAtTheSlotItWrote(Reference):
+    """Of a batch, only the slot of its used descriptor can be the one of the event."""
+
+    class packed(Packed):
+        def _call_wanted(self) -> bool:
+            self.passed = self.passed[:1] if self.in_order else self.passed
+            return super()._call_wanted()
+
+
+@catches("in_order.batches", "in_order.mixed_sizes", "blk_in_order.what_fails_is_not_skipped")
+class AddsTheLengths(Reference):
+    """The length of a used entry is that of all buffers of its batch together."""
+
+    class split(Split):
+        def _use(self, batch: list[Taken]) -> None:
+            slot = self.used_idx % self.size
+            super()._use(batch)
+            total = sum(buffer.written or 0 for buffer in batch)
+            self.ring.set_used(slot, self.ring.used(slot)[0], total)
+
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            slot = self.next_used.slot
+            super()._use(batch)
+            total = sum(buffer.written or 0 for buffer in batch)
+            self.ring.set_desc(slot, self.ring.desc(slot)._replace(len=total))

@@ -12,6 +12,7 @@ UNSEEN: Mapping[str, str] = {
         "whether write zeroes deallocates shows in the storage below only, not to a driver"
     ),
     "vq.order-free-by-default": _PERMISSION,
+    "packed.list.dev.limit": _PERMISSION,
     "packed.used.addr-unused": "the field means nothing: it may hold anything",
     "packed.list.next-reserved-in-used": "the flag means nothing: it may be set or not",
     "packed.multibuf.dev.first-marked-last": (
