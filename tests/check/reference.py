@@ -264,7 +264,8 @@ class Reference:
         data, room = buffer.read(), buffer.writable - 1
         if room < 0:
             return 0
-        status, reply = BlkStatus.IOERR, b""
+        status: int = BlkStatus.IOERR
+        reply = b""
         if len(data) >= HEADER_BYTES:
             header = Header.parse(data[:HEADER_BYTES])
             status, reply = self.request(header, data[HEADER_BYTES:], room)
