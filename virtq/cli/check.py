@@ -24,6 +24,7 @@ from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
 from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
+from virtq.check.unseen import UNSEEN
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
@@ -328,3 +329,7 @@ def _coverage(as_json: bool) -> None:
         f"areas without one: {', '.join(unchecked)}",
         f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )
+    reasons = table("asked of devices, and not to be seen", "why")
+    for id, reason in UNSEEN.items():
+        reasons.add_row(id, reason)
+    show(reasons)

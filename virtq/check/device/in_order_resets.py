@@ -11,7 +11,7 @@ from virtq.check.session import Sent, Session
 from virtq.features import F, RingKind
 
 _ORDER = "resv.dev.in-order-use"
-_ROUNDS = 60
+_ROUNDS = 40
 
 
 def in_sequence(done: list[Sent], first: int | None = None) -> None:
@@ -157,7 +157,7 @@ def tables_and_lists_in_a_batch(ctx: Context) -> None:
     for _ in range(12):
         for index in range(6):
             job = live.work.job(number)
-            pieces = (len(job.readable), 0, job.writable)
+            pieces: tuple[int, ...] = (len(job.readable), 0, job.writable)
             if index % 2:
                 pieces = (3, len(job.readable) - 3, 0, 1, job.writable - 1)
             live.ring.add(job, pieces)
