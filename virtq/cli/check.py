@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import click
 from rich.markup import escape
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from virtq.check import results as out
 from virtq.check.case import Case, Verdict
+from virtq.check.net.far_end import reached
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.cli.failures import EXIT_FAILED, beginning
 from virtq.cli.options import DEVICE_TYPE
@@ -30,6 +32,11 @@ from virtq.uri import Uri, open_transport
 )
 @click.option("--list", "as_list", is_flag=True, help="Show the cases and what they check.")
 @click.option("--coverage", is_flag=True, help="Show how much of the catalogue has a case.")
+@click.option(
+    "--port",
+    metavar="PLACE",
+    help="Where the other end of a network device's wire is: unix:PATH or packet:INTERFACE.",
+)
 @click.option("--type", "device_type", type=DEVICE_TYPE, help="The device type, if it is not told.")
 @click.option(
     "--seed", metavar="N", type=int, default=0, show_default=True, help="For what varies."
@@ -62,6 +69,7 @@ def check(
     only: Sequence[str],
     as_list: bool,
     coverage: bool,
+    port: str | None,
     device_type: int | None,
     seed: int,
     repeat: int,
@@ -76,11 +84,17 @@ def check(
 
     The device is reset many times, and a disk's first sectors are written and put back.
 
+    Frames are sent to a network device, and those that it transmits are looked at. QEMU's own and
+    one on a hub in this process are reached by themselves; for others, --port names the other end
+    of the wire: unix:PATH, a stream socket that listens, with the framing of QEMU's netdev stream,
+    or packet:NAME, a network interface of this host, such as the tap that a back-end has.
+
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
+      virtq check vhost-user:/run/net.sock --port packet:tap0
       virtq check --list
       virtq check --coverage
 
@@ -101,7 +115,8 @@ def check(
         for file in filter(None, (junit, sarif, report)):
             out.write(file, "")  # that it cannot be written should be known before, not after
     with beginning(uri):
-        subject = _subject(uri, device_type)
+        where, far_end = ctx.with_resource(reached(uri, port))
+        subject = replace(_subject(where, device_type), uri=uri, far_end=far_end)
     done: list[Result] = []
     total = sum(len(case.kinds) or 1 for case in cases) * repeat
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
