@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from virtq.devices.net_ports import Link, Port
 from virtq.wire.net import BIG_PACKET_BYTES, HEADER_BYTES, NetFeature
 
+_HDR_LEN = slice(2, 4)
+
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
@@ -109,6 +111,9 @@ class TapLink(Link):
     def send(self, pair: int, packets: Sequence[bytes]) -> None:
         fd = self._fds[pair]
         for packet in packets:
+            if int.from_bytes(packet[_HDR_LEN], "little") > len(packet) - HEADER_BYTES:
+                # It need not be right (5.1.6.2.2), but the kernel refuses a packet for it.
+                packet = packet[: _HDR_LEN.start] + b"\0\0" + packet[_HDR_LEN.stop :]
             try:
                 os.write(fd, packet)
             except OSError:  # no room, link down, or a header that the kernel does not believe
