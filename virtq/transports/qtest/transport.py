@@ -12,6 +12,7 @@ from virtq._core import Memory, Position
 from virtq.errors import ConfigError, TransportError
 from virtq.features import F
 from virtq.memory import PAGE_BYTES, Arena
+from virtq.status import Status
 from virtq.transports.base import QueueEnd
 from virtq.transports.qtest import virtio_mmio, virtio_pci
 from virtq.transports.qtest.machine import QEMU, RAM_BYTES, Machine
@@ -135,6 +136,12 @@ class QtestTransport:
         if status == 0:
             self._notifier.remove()
         self._registers.write_status(status)
+        if status & Status.FEATURES_OK and not status & Status.DRIVER_OK:
+            # QEMU's network device has its further queues from here on (MQ, RSS).
+            self._registers.count_queues()
+            known = len(self._queue_sizes)
+            more = range(known, self._registers.queue_count)
+            self._queue_sizes += [self._registers.queue_size_max(index) for index in more]
 
     # Configuration space
 

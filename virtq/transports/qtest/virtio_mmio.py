@@ -7,6 +7,7 @@ device. Their interrupts are lines into the I/O APIC, which QEMU reports over th
 from __future__ import annotations
 
 import time
+from itertools import takewhile
 
 from virtq.errors import ConfigError, TransportError
 from virtq.transports.qtest.client import Client
@@ -37,7 +38,7 @@ class MmioRegisters:
         self._client = client
         self._base = base
         self.device_id = self._get(_DEVICE_ID)
-        self.queue_count = self._count_queues()
+        self.count_queues()
 
     def _get(self, register: int) -> int:
         return self._client.load(self._base + register, 4)
@@ -45,12 +46,10 @@ class MmioRegisters:
     def _put(self, register: int, value: int) -> None:
         self._client.store(self._base + register, 4, value)
 
-    def _count_queues(self) -> int:
+    def count_queues(self) -> None:
         """The registers do not tell; a queue that is not available has size 0 (4.2.2)."""
-        for index in range(_QUEUES_MAX):
-            if self.queue_size_max(index) == 0:
-                return index
-        return _QUEUES_MAX
+        sizes = map(self.queue_size_max, range(_QUEUES_MAX))
+        self.queue_count = sum(1 for _ in takewhile(bool, sizes))
 
     def read_status(self) -> int:
         return self._get(_STATUS)

@@ -66,11 +66,14 @@ class PciRegisters:
             if kind not in self._structures:
                 raise TransportError(f"the PCI function has no {name} configuration (4.1.4)")
         self._common = self._structures[_COMMON]
-        self.queue_count = self._get(_NUM_QUEUES)
+        self.count_queues()
         self._vectors = _vectors(function)
         self._words = words.alloc(4 * max(1, self._vectors))
         self._point_vectors()
         self._driver_features = 0
+
+    def count_queues(self) -> None:
+        self.queue_count = self._get(_NUM_QUEUES)
 
     @property
     def device_id(self) -> int:
