@@ -42,7 +42,8 @@ from virtq.check.net.toeplitz import IPV4_TYPE, TCPV4_TYPE, packet_hash
 from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Result, Subject, run
 from virtq.devices.net import NetDevice
-from virtq.devices.net_ports import HubPort
+from virtq.devices.net_native import NativePort
+from virtq.devices.net_ports import HubPort, Port
 from virtq.devices.net_tap import TapPort
 from virtq.errors import PeerGone, UriError
 from virtq.transports.base import DriverTransport
@@ -67,11 +68,14 @@ def device() -> NetDevice:
 
 
 def judged(
-    open: Callable[[], DriverTransport], far_end: Callable[[DriverTransport], FarEnd | None]
+    open: Callable[[], DriverTransport],
+    far_end: Callable[[DriverTransport], FarEnd | None],
+    areas: tuple[str, ...] = (),
 ) -> list[Result]:
     found = Subject.find("own", open, DEVICE_ID, None)
     subject = Subject("own", open, DEVICE_ID, found.offered, None, far_end)
-    return list(run(subject, NET_CASES, patience_s=PATIENCE_S))
+    cases = [case for case in NET_CASES if not areas or case.area in areas]
+    return list(run(subject, cases, patience_s=PATIENCE_S))
 
 
 def expect_good(results: list[Result]) -> set[str]:
@@ -115,41 +119,68 @@ def test_over_vhost_user(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tap() -> Iterator[str]:
-    """A tap that stays while devices come and go."""
+def tap() -> Iterator[Callable[..., str]]:
+    """Makes a tap that stays while devices come and go."""
     name = f"vqc{os.getpid() % 100000}"
-    try:
-        subprocess.run(
-            ["ip", "tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"],
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no tap interface can be made here: {error}")
-    try:
+
+    def make(*flags: str) -> str:
+        try:
+            ip_link("tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr", *flags)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no tap interface can be made here: {error}")
+        made.append(name)
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
-        subprocess.run(["ip", "link", "set", name, "up"], check=True)
-        yield name
-    finally:
-        subprocess.run(["ip", "link", "del", name], check=True)
+        ip_link("link", "set", name, "up")
+        return name
+
+    made: list[str] = []
+    yield make
+    for one in made:
+        ip_link("link", "del", one)
 
 
-def test_offloads_on_a_tap(tap: str) -> None:
+def ip_link(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def on_tap(port: Port, name: str, areas: tuple[str, ...] = (), pairs: int = 1) -> set[str]:
+    """The cases that a device passes whose other side is the kernel's network."""
+    net = NetDevice(port, pairs=pairs)
+    results = judged(lambda: LoopbackTransport(net), lambda _: PacketEnd(name), areas)
+    net.close()
+    return expect_good(results)
+
+
+OFFLOADS = {
+    "net_offloads.segmentation_with_a_checksum",
+    "net_offloads.tcp_over_ipv4",
+    "net_offloads.an_unfinished_checksum",
+    "net_offloads.finishing_a_checksum",
+    "net_transmit.a_wrong_header_length",
+}
+
+
+def test_offloads_on_a_tap(tap: Callable[..., str]) -> None:
     """The kernel's own segmentation and checksums, on the other side of the device."""
+    name = tap()
+    assert on_tap(TapPort(name), name) >= OFFLOADS
 
-    def open() -> LoopbackTransport:
-        net = NetDevice(TapPort(tap))
-        return LoopbackTransport(net, when_closed=net.close)
 
-    passed = expect_good(judged(open, lambda _: PacketEnd(tap)))
-    wanted = {
-        "net_offloads.segmentation_with_a_checksum",
-        "net_offloads.tcp_over_ipv4",
-        "net_offloads.an_unfinished_checksum",
-        "net_offloads.finishing_a_checksum",
-        "net_transmit.a_wrong_header_length",
-    }
-    assert wanted <= passed
+def test_offloads_of_the_core(tap: Callable[..., str]) -> None:
+    """The same by the core's data path."""
+    name = tap()
+    areas = ("net_receive", "net_offloads", "net_transmit")
+    assert on_tap(NativePort.tap(name), name, areas) >= OFFLOADS
+
+
+def test_steering_by_the_kernel(tap: Callable[..., str]) -> None:
+    name = tap("multi_queue")
+    passed = on_tap(TapPort(name), name, ("net_control",), pairs=2)
+    assert {
+        "net_control.where_it_was_transmitted",
+        "net_control.another_queue_while_one_is_reset",
+        "net_control.dropped_while_all_are_reset",
+    } <= passed
 
 
 # What it takes
