@@ -22,6 +22,7 @@ from virtq.check.driver import cases as driver_cases
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
+from virtq.check.net.far_end import reached
 from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.check.unseen import UNSEEN
@@ -70,6 +71,11 @@ DIAL_TIMEOUT_S = 5.0
 )
 @click.option("--list", "as_list", is_flag=True, help="Show the cases and what they check.")
 @click.option("--coverage", is_flag=True, help="Show how much of the catalogue has a case.")
+@click.option(
+    "--port",
+    metavar="PLACE",
+    help="Where the other end of a network device's wire is: unix:PATH or packet:INTERFACE.",
+)
 @click.option("--type", "device_type", type=DEVICE_TYPE, help="The device type, if it is not told.")
 @click.option(
     "--seed", metavar="N", type=int, default=0, show_default=True, help="For what varies."
@@ -105,6 +111,7 @@ def check(
     only: Sequence[str],
     as_list: bool,
     coverage: bool,
+    port: str | None,
     device_type: int | None,
     seed: int,
     repeat: int,
@@ -125,6 +132,11 @@ def check(
     With registers:FILE a driver is judged by what it did to a device's registers: FILE has a JSON
     object for each access (docs/howto/registers.md), or is a trace of QEMU's.
 
+    Frames are sent to a network device, and those that it transmits are looked at. QEMU's own and
+    one on a hub in this process are reached by themselves; for others, --port names the other end
+    of the wire: unix:PATH, a stream socket that listens, with the framing of QEMU's netdev stream,
+    or packet:NAME, a network interface of this host, such as the tap that a back-end has.
+
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
@@ -132,6 +144,7 @@ def check(
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
       virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
       virtq check registers:accesses.jsonl
+      virtq check vhost-user:/run/net.sock --port packet:tap0
       virtq check --list
       virtq check --coverage
 
@@ -164,7 +177,8 @@ def check(
                 device_id: int | None = judge.device_id
                 bus = None
             else:
-                subject = _subject(uri, device_type)
+                where, far_end = stack.enter_context(reached(uri, port))
+                subject = replace(_subject(where, device_type), uri=uri, far_end=far_end)
                 device_id, bus = subject.device_id, subject.bus
                 turns = (
                     run(subject, cases, seed=seed + turn, patience_s=patience_s)

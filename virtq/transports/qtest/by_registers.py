@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from virtq._core import Memory, Position
 from virtq.errors import ConfigError
 from virtq.features import F
+from virtq.status import Status
 from virtq.transports.base import QueueEnd
 from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.notifier import Notifier
@@ -88,6 +89,12 @@ class RegisterTransport:
         if status == 0:
             self._notifier.remove()
         self._registers.write_status(status)
+        if status & Status.FEATURES_OK and not status & Status.DRIVER_OK:
+            # QEMU's network device has its further queues from here on (MQ, RSS).
+            self._registers.count_queues()
+            known = len(self._queue_sizes)
+            more = range(known, self._registers.queue_count)
+            self._queue_sizes += [self._registers.queue_size_max(index) for index in more]
 
     # Configuration space
 

@@ -30,6 +30,10 @@ class Registers(Protocol):
     def device_id(self) -> int: ...
     @property
     def queue_count(self) -> int: ...
+    def count_queues(self) -> None:
+        """Count them again: there may be more once the features are known."""
+        ...
+
     @property
     def config_size(self) -> int:
         """The bytes that the bus has for the device's configuration; the device may use fewer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
@@ -75,7 +76,7 @@ class MmioRegisters:
         self._client = client
         self._base = base
         self.device_id = self.get("DeviceID")
-        self.queue_count = self._count_queues()
+        self.count_queues()
 
     def get(self, register: str) -> int:
         """Read a control register."""
@@ -90,12 +91,10 @@ class MmioRegisters:
         self._check_config(offset, size)
         return self._client.load(self._base + _CONFIG + offset, size)
 
-    def _count_queues(self) -> int:
+    def count_queues(self) -> None:
         """The registers do not tell; a queue that is not available has size 0 (4.2.2)."""
-        for index in range(_QUEUES_MAX):
-            if self.queue_size_max(index) == 0:
-                return index
-        return _QUEUES_MAX
+        sizes = map(self.queue_size_max, range(_QUEUES_MAX))
+        self.queue_count = sum(1 for _ in takewhile(bool, sizes))
 
     def read_status(self) -> int:
         return self.get("Status")

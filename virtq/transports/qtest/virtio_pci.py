@@ -65,7 +65,7 @@ class PciRegisters:
         self._notify_offsets: dict[int, tuple[int, int]] = {}
         self._structures = structures(function)
         self._common = self.structure(Cfg.COMMON)
-        self.queue_count = self.get("num_queues")
+        self.count_queues()
         self.msix = msix.find(client, function, words)
         if self.msix:
             self.msix.point()
@@ -74,6 +74,9 @@ class PciRegisters:
         self.queue_vectors: dict[int, int] = {}
         """Where a queue is to have another vector than the usual, or NO_VECTOR."""
         self._driver_features = 0
+
+    def count_queues(self) -> None:
+        self.queue_count = self.get("num_queues")
 
     def structure(self, kind: int) -> Structure:
         """Raises TransportError if the function has none of this `cfg_type`."""
