@@ -1,5 +1,5 @@
-"""A small vhost-user back-end in plain Python, to be judged by `virtq check`: right as it stands, and
-made of small parts, so that a mutant can get one of them wrong.
+"""A small vhost-user back-end in plain Python, to be judged by `virtq check`: right as it stands,
+and made of small parts, so that a mutant can get one of them wrong.
 
 It shares nothing with `virtq.transports.vhost_user` but the names of requests and bits. Behind it
 is the disk of `reference`, whose thread serves the rings.
@@ -120,6 +120,7 @@ class Wire(Disk):
     serves_disabled = True
 
     def handle(self, buffer: Taken) -> int:
+        buffer.read()
         return 0
 
 
@@ -174,8 +175,11 @@ class BackEnd:
     # What judges it
 
     def subject(self) -> Subject:
-        device_id = self.disk.device_id
-        return Subject.find("reference:", self.open, device_id, "vhost-user", self.dial)
+        """Nothing is asked: a mutant may not answer."""
+        disk = self.disk
+        return Subject(
+            "reference:", self.open, disk.device_id, disk.offered, "vhost-user", self.dial
+        )
 
     def dial(self) -> socket.socket:
         return channel.connect(self.path, PATIENCE_S)
@@ -339,7 +343,7 @@ class BackEnd:
     def on_set_protocol_features(self, body: bytes, fds: list[int]) -> None:
         chosen = P(NUMBER.unpack(body)[0])
         needs = P.BACKEND_REQ | P.REPLY_ACK
-        if chosen & ~self.protocol or P.INBAND_NOTIFICATIONS in chosen and needs not in chosen:
+        if chosen & ~self.protocol or (P.INBAND_NOTIFICATIONS in chosen and needs not in chosen):
             raise Bad("protocol features that cannot be")
         self.chosen = chosen
 
@@ -582,7 +586,7 @@ class BackEnd:
             self.resize(data)
 
     def may_write(self, offset: int, size: int, flags: int) -> bool:
-        return flags == 1 or flags == 0 and (offset, size) == (32, 1)
+        return flags == 1 or (flags == 0 and (offset, size) == (32, 1))
 
     def resize(self, data: bytes) -> None:
         """A migration that brings another capacity is none."""
