@@ -32,7 +32,7 @@ def judge(
         return
     bus = next((bus for parent, bus in BUSES.items() if issubclass(device, parent)), None)
     subject = Subject.find("reference:", device, None, bus)
-    return run(subject, [CASES[name] for name in names], patience_s=patience_s)
+    yield from run(subject, [CASES[name] for name in names], patience_s=patience_s)
 
 
 def test_every_case_has_a_mutant() -> None:
