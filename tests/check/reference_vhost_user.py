@@ -120,6 +120,7 @@ class Wire(Disk):
     serves_disabled = True
 
     def handle(self, buffer: Taken) -> int:
+        buffer.read()
         return 0
 
 
@@ -174,8 +175,11 @@ class BackEnd:
     # What judges it
 
     def subject(self) -> Subject:
-        device_id = self.disk.device_id
-        return Subject.find("reference:", self.open, device_id, "vhost-user", self.dial)
+        """Nothing is asked: a mutant may not answer."""
+        disk = self.disk
+        return Subject(
+            "reference:", self.open, disk.device_id, disk.offered, "vhost-user", self.dial
+        )
 
     def dial(self) -> socket.socket:
         return channel.connect(self.path, PATIENCE_S)
