@@ -1,5 +1,5 @@
-"""Small drivers in plain Python, to be judged by `virtq check --driver`: right as they stand, and made
-of small parts, so that a mutant can get one of them wrong.
+"""Small drivers in plain Python, to be judged by `virtq check --driver`: right as they stand, and
+made of small parts, so that a mutant can get one of them wrong.
 
 Each is a thread with a vhost-user front-end, that initializes the device and keeps its virtqueues
 busy by the model's driver half until it is told to end. What the device does that no device should
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from virtq.model.split import SplitDriver
 from virtq.status import Status
 from virtq.transports.vhost_user import Frontend
 from virtq.transports.vhost_user.rings import area_bytes
-from virtq.wire import blk
+from virtq.wire import blk, net
+from virtq.wire.rng import DEVICE_ID as ENTROPY_ID
 
 RAM_BYTES = 2 << 20
 SLOT_BYTES = 2048
@@ -46,8 +48,8 @@ class Packed(PackedDriver):
 
 @dataclass
 class Asked:
-    """A buffer: what the device reads, in pieces; the lengths of what it writes; and what has to
-    come back (all device-writable bytes, the length), which raises AssertionError if it is wrong."""
+    """A buffer: what the device reads, in pieces; the lengths of what it writes; and a check of
+    what came back (all device-writable bytes, the length), which raises AssertionError."""
 
     readable: Sequence[bytes]
     writable: Sequence[int]
@@ -341,7 +343,8 @@ class Reference:
 
     def sleep(self) -> None:
         fds = [ring.call_fd for ring in self.rings.values()]
-        if not any([ring.half.enable_calls() for ring in self.rings.values()]):
+        there = [ring.half.enable_calls() for ring in self.rings.values()]
+        if not any(there):
             select.select(fds, [], [], self.sleep_s)
         for ring in self.rings.values():
             ring.half.disable_calls()
@@ -387,6 +390,85 @@ def ok(reply: bytes, written: int) -> None:
 def whole(reply: bytes, written: int) -> None:
     ok(reply, written)
     assert written == len(reply), f"{written} of {len(reply)} bytes"
+
+
+class EntropyReference(Reference):
+    """A driver of an entropy device (5.4)."""
+
+    device_id = ENTROPY_ID
+
+    def read_config(self) -> None:
+        """There is nothing to read."""
+
+    def ask(self, queue: int, number: int) -> Asked:
+        return Asked([], [64] if number % 3 else [32, 16, 16], random_bytes)
+
+
+def random_bytes(reply: bytes, written: int) -> None:
+    assert 0 < written <= len(reply)
+    assert not reply[:written].endswith(b"\xa5" * 8), "bytes that the device did not write"
+
+
+class NetReference(Reference):
+    """A driver of a network device (5.1): it transmits, and receives what comes."""
+
+    device_id = net.DEVICE_ID
+    accepted = int(
+        F.VERSION_1
+        | F.RING_PACKED
+        | F.IN_ORDER
+        | F.INDIRECT_DESC
+        | F.EVENT_IDX
+        | net.NetFeature.MAC
+        | net.NetFeature.MTU
+    )
+    queues = (0, 1)
+
+    def read_config(self) -> None:
+        self.mac = self.transport.read_config(0, 6)
+        self.mtu = 1500
+        if self.features & net.NetFeature.MTU:
+            self.mtu = int.from_bytes(self.transport.read_config(10, 2), "little")
+
+    def receive_bytes(self) -> int:
+        return net.HEADER_BYTES + 14 + self.mtu
+
+    def header(self, number: int) -> bytes:
+        return net.NO_OFFLOAD
+
+    def frame(self, number: int) -> bytes:
+        """IPv4 and UDP, with checksums."""
+        return datagram(self.mac, number)
+
+    def ask(self, queue: int, number: int) -> Asked:
+        if queue == 0:
+            return Asked([], [self.receive_bytes()], self.received)
+        header, frame = self.header(number), self.frame(number)
+        return Asked([header, frame] if number % 2 else [header + frame], [])
+
+    def received(self, reply: bytes, written: int) -> None:
+        assert written >= net.HEADER_BYTES + 14
+
+
+def datagram(mac: bytes, number: int) -> bytes:
+    """A frame to nobody, with right checksums."""
+    data = b"virtq %06d" % (number % 1_000_000)
+    udp = struct.pack("!HHHH", 7, 7, 8 + len(data), 0) + data
+    source, target = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
+    pseudo = source + target + struct.pack("!BBH", 0, 17, len(udp))
+    udp = udp[:6] + struct.pack("!H", checksum(pseudo + udp)) + udp[8:]
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + source + target
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+    return b"\x02" * 6 + mac + b"\x08\x00" + head + udp
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
 
 
 class RunningThread:

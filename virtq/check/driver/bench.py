@@ -298,7 +298,6 @@ class Bench:
         try:
             peer.service = serve_plainly(peer)
             for ring in peer.rings.values():
-                ring.half.one_used_entry_per_buffer = False
                 ring.enable_kicks()
             peer.turn(0)
             peer.turn(0)

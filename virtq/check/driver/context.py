@@ -144,6 +144,11 @@ class DriverContext:
     def device_id(self) -> int:
         return self._bench.device_id
 
+    @property
+    def wait_s(self) -> float:
+        """How long a driver may take until it is ready."""
+        return self._bench.wait_s
+
     def role(self) -> Role:
         """A new device of the type that is judged."""
         return ROLES[self.device_id]()
@@ -211,6 +216,7 @@ class DriverContext:
         if ring is None:
             raise Stalled(f"queue {peer.role.work} is not set up")
         plain = serve_plainly(peer)
+        ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
         return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
 
@@ -225,6 +231,7 @@ class DriverContext:
         self._check_kind(peer.features)
         ring = peer.rings[work]
         plain = serve_plainly(peer)
+        ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
         return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
 

@@ -335,13 +335,16 @@ class JudgedRing:
         only the device writes."""
         for chain in self.held:
             self._audit_chain(chain)
-        if (words := self._read_device_words()) != self._device_words:
-            text = f"its event words are {words}, the device wrote {self._device_words}"
-            self.seen.fault("device area", text)
+        self._audit_device_words()
         if self.packed:
             self._audit_next()
         elif not self.broken:
             self._audit_used()
+
+    def _audit_device_words(self) -> None:
+        if (words := self._read_device_words()) != self._device_words:
+            text = f"its event words are {words}, the device wrote {self._device_words}"
+            self.seen.fault("device area", text)
 
     def _audit_chain(self, chain: Chain) -> None:
         for before in chain.descriptors:
@@ -441,6 +444,7 @@ class JudgedRing:
 
     def enable_kicks(self) -> bool:
         """Ask for a notification of the next buffer; whether there is one already."""
+        self._audit_device_words()
         there = self.half.enable_kicks()
         self._device_words = self._read_device_words()
         return there
@@ -448,6 +452,7 @@ class JudgedRing:
     def ask(self, first: int, second: int) -> None:
         """Write the words that say which notifications the device wants. Split: flags and
         avail_event of the used ring. Packed: the two words of the event suppression structure."""
+        self._audit_device_words()
         if self.packed:
             at = self.packed_ring.device_area
             store(self.memory, at, 2, first)
