@@ -86,6 +86,7 @@ class TwelveSlots(Reference):
 @catches("split.sizes_are_powers_of_two", "packed.sizes_are_32768_at_most")
 class EndlessRings(Reference):
     ring_size = 65536
+    ram_bytes = 8 << 20
 
     def connect(self) -> Frontend:
         transport = super().connect()

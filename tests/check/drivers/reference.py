@@ -33,7 +33,6 @@ from virtq.transports.vhost_user.rings import area_bytes
 from virtq.wire import blk, net
 from virtq.wire.rng import DEVICE_ID as ENTROPY_ID
 
-RAM_BYTES = 2 << 20
 SLOT_BYTES = 2048
 END_S = 0.3
 
@@ -194,6 +193,7 @@ class Reference:
     )
     queues: tuple[int, ...] = (0,)
     ring_size = 16
+    ram_bytes = 2 << 20
     shifts = (0, 0, 0)
     """What is added to the addresses of the descriptor, driver and device area."""
     table_entries = 2
@@ -230,7 +230,7 @@ class Reference:
 
     def connect(self) -> Frontend:
         return Frontend(
-            self.path, memory_size=RAM_BYTES, queues=max(self.queues) + 1, timeout_s=2.0
+            self.path, memory_size=self.ram_bytes, queues=max(self.queues) + 1, timeout_s=2.0
         )
 
     def live(self) -> None:

@@ -18,7 +18,7 @@ from virtq.check.case import Broken
 from virtq.check.driver.record import READ_BYTES, Chain, Event, Queue, Record, Slot
 from virtq.errors import VirtqError
 from virtq.features import F
-from virtq.model.memory import AVAIL, DESCRIPTOR_BYTES, USED, Taken, Violation, load, store
+from virtq.model.memory import AVAIL, DESCRIPTOR_BYTES, USED, WRITE, Taken, Violation, load, store
 from virtq.model.memory import Position as ModelPosition
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.model.packed import PackedDevice, PackedRing, is_available
@@ -418,6 +418,23 @@ class JudgedRing:
         """Serve these, and make them used."""
         self.serve(chains)
         return self.publish()
+
+    # What no device should do
+
+    def lie(self, id: int, length: int, covers: int = 1) -> None:
+        """Write a used entry with this identifier and length, which the index then counts as so
+        many buffers (split). What is held stays so."""
+        half = self.half
+        if isinstance(half, _NotingPacked):
+            flags = half.next_used.used_flags | WRITE
+            descriptor = PackedDescriptor(0, length, id, flags)
+            half.ring.set_desc(half.next_used.slot, descriptor)
+            half.overwritten.add(half.next_used.slot)
+            half.left[half.next_used.slot] = descriptor
+            return
+        half.ring.set_used(half.used_idx % self.size, id, length)
+        half.used_idx = (half.used_idx + covers) % 65536
+        half.ring.used_idx = half.used_idx
 
     # Notifications
 

@@ -5,10 +5,21 @@ from virtq.check.driver.cases import (
     in_order,
     indirect,
     init,
+    malformed,
     notifications,
     packed,
     split,
     using,
 )
 
-__all__ = ["features", "in_order", "indirect", "init", "notifications", "packed", "split", "using"]
+__all__ = [
+    "features",
+    "in_order",
+    "indirect",
+    "init",
+    "malformed",
+    "notifications",
+    "packed",
+    "split",
+    "using",
+]

@@ -51,7 +51,7 @@ def place_of(steps: Steps, bit: int) -> int | None:
 
 
 def _seen(driver: DriverContext) -> tuple[Record, Steps]:
-    record = driver.seen(chains=False)
+    record = driver.plain().record
     return record, steps_of(record)
 
 
