@@ -57,9 +57,13 @@ def _must_notify(live: Live, ask: Callable[[], None], ahead: int, what: str) -> 
 
 
 def _should_be_quiet(live: Live, ask: Callable[[], None], what: str) -> None:
+    """One notification that was decided before may come late; not again and again."""
+    found: list[str] = []
     for _ in range(3):
         came, kicks = _new_buffers(live, ask)
-        expect(not kicks, f"no notification, {what}", f"{kicks} for {came} new buffers")
+        if kicks:
+            found.append(f"{kicks} for {came} new buffers")
+    expect(len(found) < 2, f"no notification, {what}", ", ".join(found))
 
 
 # Split, without EVENT_IDX
