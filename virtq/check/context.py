@@ -6,12 +6,14 @@ import contextlib
 from dataclasses import dataclass
 from functools import partial
 
-from virtq.check.case import NotObservable
-from virtq.check.keep import Keeper
+from virtq.check.case import Broken, Hung, NotObservable
+from virtq.check.keep import Gone, Keeper
+from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
+from virtq.errors import VirtqError
 from virtq.features import F, RingKind, closed
-from virtq.transports.base import DriverTransport
+from virtq.transports.base import DriverTransport, Renewable
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Context:
         patience_s: float,
         moment_s: float,
         seed: int = 0,
+        far_end: Finder = by_itself,
     ) -> None:
         self._keeper = keeper
         self._well = False
+        self._find_far_end = far_end
         self._device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
@@ -66,6 +70,16 @@ class Context:
 
     def _let_go(self, transport: DriverTransport) -> None:
         self._keeper.give_back(transport, well=self._well)
+
+    def far_end(self) -> FarEnd:
+        """The other end of the wire of the network device that was opened last. Raises
+        NotObservable if it cannot be reached."""
+        assert self.last is not None
+        end = self._find_far_end(self.last.transport)
+        if end is None:
+            raise NotObservable("there is no way to the other end of the device's wire (--port)")
+        self._sessions.callback(end.close)
+        return end
 
     @property
     def work(self) -> Work:
@@ -104,6 +118,20 @@ class Context:
         ring = session.ring(work.queue, size, indirect_length)
         session.go_live()
         return Live(session, ring, work)
+
+    def comes_back(self) -> bool:
+        """Whether a device that has closed the connection serves in another one: it has reset
+        itself, so to speak. One that the judge started has died with its transport."""
+        if self.last is None or isinstance(self.last.transport, Renewable):
+            return False
+        if self._keeper.ending():
+            return False
+        try:
+            live = self.live()
+            live.ring.serve(*live.jobs(4))
+        except (Broken, Hung, NotObservable, VirtqError, Gone):
+            return False
+        return True
 
     def close(self, *, well: bool = False) -> None:
         """`well`: the case has found nothing that speaks against using the device again."""
