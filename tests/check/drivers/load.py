@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import virtq
+from virtq.drivers import blk
 from virtq.drivers.blk import BlkDriver
 from virtq.drivers.console import ConsoleDriver
 from virtq.drivers.net import NetDriver
@@ -54,6 +55,9 @@ LOADS = {
     "rng": (RngDriver, entropy),
     "console": (ConsoleDriver, terminal),
 }
+
+
+blk.CHUNK_BYTES = BLOCK  # small requests, so that there are many
 
 
 def main(kind: str, path: str, features: str) -> None:

@@ -189,16 +189,12 @@ class DriverContext:
         live.ring.audit()
         return live
 
-    def needs_flow(self, count: int) -> Live:
-        """The driver at work. Raises NotObservable if, at the pace of the plain run, it would not
-        make so many buffers available in the time that a case may take."""
-        baseline = self._bench.baseline(self.kind, self.offer)
-        if baseline.trouble is None and not baseline.flows:
-            raise NotObservable("the driver makes no end of buffers available")
-        needed_s = count / max(baseline.per_s, 1)
+    def check_time_for(self, buffers: int) -> None:
+        """Raises NotObservable if, at the pace of the plain run, the driver would not make so many
+        available in the time that a case may take."""
+        needed_s = buffers / max(self.plain().per_s, 1)
         if needed_s > _LONG_S:
-            raise NotObservable(f"{count} buffers would take {needed_s:.0f} s with this driver")
-        return self.live()
+            raise NotObservable(f"{buffers} buffers would take {needed_s:.0f} s with this driver")
 
     def plain(self) -> Baseline:
         """The plain run itself, with what went wrong in it."""

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from virtq.check.case import Broken, NotObservable, case, expect
-from virtq.check.driver.cases.in_order import depth_of
 from virtq.check.driver.context import DriverContext, Live
+from virtq.check.driver.record import Chain
 from virtq.features import F
 from virtq.model.packed import Cursor
 
@@ -16,50 +16,54 @@ ENABLE, DISABLE, DESC = 0, 1, 2
 ROUNDS = 12
 
 
-def _new_buffers(live: Live, ask: Callable[[], None], count: int) -> tuple[int, int]:
-    """Have the driver make buffers available after `ask`: (how many came, notifications). Nothing
-    is on its way when `ask` is called, and nothing comes after the driver has settled."""
+def _armed(live: Live, ask: Callable[[], None]) -> list[Chain]:
+    """Say what is wanted while the driver waits; what it waits for. Nothing is on its way then
+    that was decided before."""
     for _ in range(ROUNDS):
         held = live.settle()
         ask()
         live.ring.drain_kick()
-        if live.ring.look():  # one that came in between may have been decided before
-            live.use(held[:1])
-            continue
-        before, kicks = live.ring.count, live.ring.kicks
-        live.use(held[: max(1, count)])
-        live.more(1, "a new buffer after one was used")
-        live.settle()
-        live.turns(live.moment_s)
-        return live.ring.count - before, live.ring.kicks - kicks
+        if not live.ring.look():
+            return held
     raise NotObservable("the driver never pauses, not even with all it has outstanding")
 
 
-def _must_notify(live: Live, ask: Callable[[], None], count: int, what: str) -> None:
-    for _ in range(ROUNDS):
-        held = live.settle()
-        ask()
-        live.ring.drain_kick()
-        if live.ring.look():
-            live.use(held[:1])
-            continue
-        before, kicks = live.ring.count, live.ring.kicks
-        live.use(held[: max(1, count)])
-        for _ in live.peer.turns(live.patience_s):
-            live.check()
-            if live.ring.kicks > kicks:
-                return
-        came = live.ring.count - before
-        if came < count:
-            live.more(1, "a new buffer after one was used")
-        raise Broken(f"a notification, {what}", f"none for {came} new buffers")
-    raise NotObservable("the driver never pauses, not even with all it has outstanding")
+def _new_buffers(live: Live, ask: Callable[[], None]) -> tuple[int, int]:
+    """Have the driver make buffers available after `ask`: how many came, and how many
+    notifications."""
+    held = _armed(live, ask)
+    before, kicks = live.ring.count, live.ring.kicks
+    live.use(held)
+    live.settle()
+    live.turns(live.moment_s)
+    return live.ring.count - before, live.ring.kicks - kicks
+
+
+def _must_notify(live: Live, ask: Callable[[], None], ahead: int, what: str) -> None:
+    """A notification has to come by the time that more than `ahead` buffers have."""
+    held = _armed(live, ask)
+    before, kicks = live.ring.count, live.ring.kicks
+    while live.ring.kicks == kicks:
+        live.use(held)
+        held = live.take(1)
+        if live.ring.count - before > ahead:
+            for _ in live.peer.turns(live.patience_s):
+                live.check()
+                if live.ring.kicks > kicks:
+                    return
+            came = live.ring.count - before
+            raise Broken(f"a notification, {what}", f"none for {came} new buffers")
+        held = list(live.ring.held)
 
 
 def _should_be_quiet(live: Live, ask: Callable[[], None], what: str) -> None:
+    """One notification that was decided before may come late; not again and again."""
+    found: list[str] = []
     for _ in range(3):
-        came, kicks = _new_buffers(live, ask, depth_of(live, 1))
-        expect(not kicks, f"no notification, {what}", f"{kicks} for {came} new buffers")
+        came, kicks = _new_buffers(live, ask)
+        if kicks:
+            found.append(f"{kicks} for {came} new buffers")
+    expect(len(found) < 2, f"no notification, {what}", ", ".join(found))
 
 
 # Split, without EVENT_IDX
@@ -70,7 +74,7 @@ def notifies_with_flags_0(driver: DriverContext) -> None:
     """With the used ring's flags at 0 the driver notifies when it has made a buffer available."""
     live = driver.live()
     for _ in range(ROUNDS):
-        _must_notify(live, lambda: live.ring.ask(0, 0), 1, "with used flags 0")
+        _must_notify(live, lambda: live.ring.ask(0, 0), 0, "with used flags 0")
 
 
 @case("split.availnotify.drv.flags-1-quiet", party="driver", packed=False, offers=NO_EVENT_IDX)
@@ -80,9 +84,7 @@ def quiet_with_flags_1(driver: DriverContext) -> None:
     _should_be_quiet(live, lambda: live.ring.ask(1, 0), "with used flags 1")
 
 
-@case(
-    "split.availnotify.drv.ignore-avail-event", party="driver", packed=False, offers=NO_EVENT_IDX
-)
+@case("split.availnotify.drv.ignore-avail-event", party="driver", packed=False, offers=NO_EVENT_IDX)
 def avail_event_means_nothing_without_event_idx(driver: DriverContext) -> None:
     """Without EVENT_IDX the driver ignores avail_event: it notifies whatever is in it."""
     live = driver.live()
@@ -92,7 +94,7 @@ def avail_event_means_nothing_without_event_idx(driver: DriverContext) -> None:
         def ask(event: int = at + step) -> None:
             live.ring.ask(0, event)
 
-        _must_notify(live, ask, 1, "with used flags 0, whatever avail_event says")
+        _must_notify(live, ask, 0, "with used flags 0, whatever avail_event says")
 
 
 # Split, with EVENT_IDX
@@ -112,13 +114,12 @@ def notifies_when_avail_event_is_reached(driver: DriverContext) -> None:
     """With EVENT_IDX the driver notifies for the buffer whose index is avail_event: the next one,
     or one that comes later, also in the middle of a batch."""
     live = driver.live(needs=F.EVENT_IDX)
-    depth = depth_of(live, 1)
     for i in range(ROUNDS):
-        ahead = i % min(depth, 4)
+        ahead = i % 4
         _must_notify(
             live,
             lambda ahead=ahead: live.ring.ask(0, _cursor(live) + ahead),  # type: ignore[misc]
-            ahead + 1,
+            ahead,
             f"avail_event {ahead} ahead",
         )
 
@@ -144,7 +145,7 @@ def used_flags_mean_nothing_with_event_idx(driver: DriverContext) -> None:
     try:
         for _ in range(ROUNDS):
             _must_notify(
-                live, lambda: live.ring.ask(1, _cursor(live)), 1, "avail_event being the next index"
+                live, lambda: live.ring.ask(1, _cursor(live)), 0, "avail_event being the next index"
             )
     finally:
         live.ring.ask(0, _cursor(live))
@@ -158,7 +159,7 @@ def notifies_with_events_enabled(driver: DriverContext) -> None:
     """With event flags 0 the driver notifies when it has made a buffer available."""
     live = driver.live()
     for _ in range(ROUNDS):
-        _must_notify(live, lambda: live.ring.ask(0, ENABLE), 1, "with event flags 0")
+        _must_notify(live, lambda: live.ring.ask(0, ENABLE), 0, "with event flags 0")
 
 
 @case("packed.event.flags-disable", party="driver", packed=True)
@@ -180,14 +181,13 @@ def notifies_for_the_descriptor(driver: DriverContext) -> None:
     """With event flags 2 the driver notifies when it makes the named descriptor available: the next
     one, or one that comes later, also in the middle of a batch."""
     live = driver.live(needs=F.EVENT_IDX)
-    depth = depth_of(live, 1)
     for i in range(ROUNDS):
-        ahead = i % min(depth, 4)
+        ahead = i % 4
         # Each buffer has a slot at least: so many buffers reach the descriptor.
         _must_notify(
             live,
             lambda ahead=ahead: live.ring.ask(_descriptor(live, ahead), DESC),  # type: ignore[misc]
-            ahead + 1,
+            ahead,
             f"the event descriptor {ahead} ahead",
         )
 
@@ -245,37 +245,28 @@ def no_notification_is_lost(driver: DriverContext) -> None:
     waiting for ever."""
     live = driver.live()
     for i in range(8 * ROUNDS):
-        held = live.take(1)
+        live.take(1)
         # Nothing is wanted while the driver begins to add, then everything.
         live.ring.ask(*_never(live))
-        live.use(held)
+        live.use(list(live.ring.held))
         if i % 4:
             live.turns(i % 4 * 0.0005)
         while live.ring.enable_kicks():
             live.ring.look()
         live.ring.drain_kick()
-        if live.ring.look():
-            continue
         before, kicks = live.ring.count, live.ring.kicks
-        _wait_notified(live, before, kicks)
+        live.ring.look()
+        if live.ring.count > before or live.ring.held:
+            continue
+        live.take(1)
+        live.peer.until(
+            lambda kicks=kicks: live.ring.kicks > kicks,  # type: ignore[misc]
+            live.patience_s,
+            "a notification of a buffer that came after notifications were asked for",
+        )
 
 
 def _never(live: Live) -> tuple[int, int]:
     if live.ring.packed:
         return 0, DISABLE
     return (0, _cursor(live) - 1) if live.ring.event_idx else (1, 0)
-
-
-def _wait_notified(live: Live, before: int, kicks: int) -> None:
-    """If a buffer comes, a notification comes with it."""
-    came = False
-    for _ in live.peer.turns(live.patience_s):
-        live.check()
-        if live.ring.kicks > kicks:
-            return
-        if live.ring.count > before:
-            came = True
-        elif not came and live.ring.held:
-            return  # it waits for what is outstanding
-    if came:
-        raise Broken("a notification for a buffer that came after they were asked for", "none")
