@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import click
@@ -17,12 +19,14 @@ from virtq.check.driver import cases as driver_cases
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
+from virtq.check.keep import Started
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
+from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
@@ -40,7 +44,7 @@ assert driver_cases.__all__
 @click.option(
     "--start",
     metavar="COMMAND",
-    help="What starts the driver: {socket}, {features}, {packed} and {in_order} are replaced.",
+    help="What starts it: {socket} is replaced; for a driver {features}, {packed}, {in_order} too.",
 )
 @click.option(
     "--wait",
@@ -116,6 +120,7 @@ def check(
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
+      virtq check vhost-user:/run/d.sock --start 'my-back-end --socket {socket}'
       virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
       virtq check --list
       virtq check --coverage
@@ -147,7 +152,7 @@ def check(
                 turns = (judge.run(cases, seed=seed + turn) for turn in range(repeat))
                 device_id: int | None = judge.device_id
             else:
-                subject = _subject(uri, device_type)
+                subject = _subject(uri, device_type, start, stack)
                 device_id = subject.device_id
                 turns = (
                     run(subject, cases, seed=seed + turn, patience_s=patience_s)
@@ -216,20 +221,29 @@ def _type_of(parts: Uri) -> int | None:
     return next((i for i, text in DEVICE_NAMES.items() if text == named), None)
 
 
-def _subject(uri: str, device_type: int | None) -> Subject:
+def _subject(
+    uri: str, device_type: int | None, start: str | None, stack: contextlib.ExitStack
+) -> Subject:
     parts = Uri.parse(uri)
     if device_type is None:
         device_type = _type_of(parts)
     bus = None
     if parts.scheme == "qtest":
         bus = "mmio" if parts.target.partition(",")[0].endswith("-device") else "pci"
-    subject = Subject.find(uri, lambda: open_transport(uri), device_type, bus)
+    opening: Callable[[], DriverTransport] = partial(open_transport, uri)
+    started = None
+    if start is not None:
+        if parts.scheme != "vhost-user":
+            raise UriError("--start is for a device at vhost-user:PATH")
+        command = partial(Command(start).start, parts.target, None, 0)
+        started = stack.enter_context(Started(opening, command))
+        opening = started.open
+    subject = Subject.find(uri, opening, device_type, bus)
     if subject.device_id is None:
         from virtq.cli.probe import look
 
-        found = look(uri)
-        subject = Subject(uri, subject.open, found.device_id, subject.offered, bus)
-    return subject
+        subject = replace(subject, device_id=look(uri).device_id)
+    return replace(subject, started=started)
 
 
 def _show(uri: str, device_id: int | None, done: Sequence[Result]) -> None:
