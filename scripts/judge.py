@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,8 +35,7 @@ from typing import Any
 import click
 
 from virtq.bench.peers import storage_daemon
-from virtq.bench.peers.testpmd import Testpmd, TestpmdConfig, VhostPort
-from virtq.testing.process import PeerError, Process
+from virtq.bench.peers.hugepages import reserve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "findings.md"
@@ -43,14 +43,18 @@ RESULTS = ROOT / "target" / "judge"
 NEWEST = ".peers/newest/qemu-system-x86_64"
 RUN_TIMEOUT_S = 300.0
 """A run ends by itself; this is for one that does not, which is told as such."""
-START_TIMEOUT_S = 30.0
 VERDICTS = ("pass", "fail", "hung", "crashed", "skipped")
 BAD = VERDICTS[1:4]
 LOADED_EVERY = 4
 DISK_BYTES = 64 << 20
+PACKET_MEMORY_MIB = 256
 
 Peer = Callable[[Path], contextlib.AbstractContextManager[list[str]]]
 """Starts a peer with files in a folder; gives the words for `virtq check`."""
+
+
+class NotJudged(Exception):
+    """A run that came to nothing; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +83,21 @@ def export(folder: Path) -> Iterator[list[str]]:
     image, path = folder / "disk.img", folder / "disk.sock"
     with open(image, "wb") as file:
         file.truncate(DISK_BYTES)
-    process = Process(storage_daemon.command(path, image=image))
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not path.exists():
-            if time.monotonic() > deadline or process.returncode is not None:
-                raise process.failure("does not listen")
-            time.sleep(0.01)
-        yield [f"vhost-user:{path}?device=blk"]
-    finally:
-        process.stop()
+    command = shlex.join(storage_daemon.command(path, image=image))
+    yield [f"vhost-user:{path}?device=blk", "--start", f"exec {command}"]
 
 
 @contextlib.contextmanager
 def vhost_port(folder: Path) -> Iterator[list[str]]:
-    """testpmd with a vhost port that throws away what it is sent."""
-    port = VhostPort(folder / "net.sock")
-    with Testpmd(TestpmdConfig(port, cpus=[(os.cpu_count() or 1) - 1])) as pmd:
-        pmd.start("rxonly")
-        yield [f"vhost-user:{port.socket_path}?device=net&queues=2"]
+    """testpmd with a vhost port that throws away what it is sent. It ends with its input."""
+    path, last = folder / "net.sock", (os.cpu_count() or 1) - 1
+    command = (
+        f"sleep {RUN_TIMEOUT_S:g} | dpdk-testpmd --lcores 0@0,1@{last} --no-pci --in-memory"
+        f" -m {PACKET_MEMORY_MIB} --vdev net_vhost0,iface={path} --"
+        " --total-num-mbufs=8192 --forward-mode=rxonly --auto-start"
+    )
+    with reserve(PACKET_MEMORY_MIB):
+        yield [f"vhost-user:{path}?device=net&queues=2", "--start", command]
 
 
 def _qemu(qemu: str, title: str, needs: str) -> Iterator[Subject]:
@@ -143,8 +143,7 @@ def stored(subject: Subject, seed: int) -> Path:
 
 
 def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
-    """One run, kept; what it came to in a few words. Raises PeerError for a peer that does not
-    start."""
+    """One run, kept; what it came to in a few words. Raises NotJudged."""
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtq-judge-")))
@@ -158,9 +157,9 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
                 command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S
             )
         except subprocess.TimeoutExpired:
-            raise PeerError(f"no end within {RUN_TIMEOUT_S:g} s") from None
+            raise NotJudged(f"no end within {RUN_TIMEOUT_S:g} s") from None
     if not done.stdout:
-        raise PeerError(done.stderr.strip() or f"status {done.returncode}")
+        raise NotJudged(done.stderr.strip() or f"status {done.returncode}")
     found = json.loads(done.stdout)
     found["loaded"], found["seconds"] = loaded, round(time.monotonic() - began, 1)
     path = stored(subject, seed)
@@ -309,7 +308,7 @@ def main(
         loaded = seed % LOADED_EVERY == LOADED_EVERY - 1
         try:
             told = judge(subject, seed, loaded=loaded)
-        except PeerError as error:
+        except NotJudged as error:
             click.echo(f"{subject.name} {seed}: {error}", err=True)
             return False
         click.echo(f"{subject.name} {seed}{' (loaded)' if loaded else ''}: {told}")

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from virtq.check.case import NotObservable
+from virtq.check.case import Broken, Hung, NotObservable
 from virtq.check.front import USUAL, Front
-from virtq.check.keep import Keeper
+from virtq.check.keep import Gone, Keeper
 from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
+from virtq.errors import VirtqError
 from virtq.features import F, RingKind, closed
-from virtq.transports.base import DriverTransport
+from virtq.transports.base import DriverTransport, Renewable
 from virtq.transports.vhost_user.messages import NO_FEATURE, P
 
 
@@ -138,6 +139,20 @@ class Context:
         ring = session.ring(work.queue, size, indirect_length)
         session.go_live()
         return Live(session, ring, work)
+
+    def comes_back(self) -> bool:
+        """Whether a device that has closed the connection serves in another one: it has reset
+        itself, so to speak. One that the judge started has died with its transport."""
+        if self.last is None or isinstance(self.last.transport, Renewable):
+            return False
+        if self._keeper.ending():
+            return False
+        try:
+            live = self.live()
+            live.ring.serve(*live.jobs(4))
+        except (Broken, Hung, NotObservable, VirtqError, Gone):
+            return False
+        return True
 
     def close(self, *, well: bool = False) -> None:
         """`well`: the case has found nothing that speaks against using the device again."""

@@ -14,7 +14,7 @@ from typing import Any
 from virtq.check import device
 from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Party, Verdict
 from virtq.check.context import Context
-from virtq.check.keep import Keeper
+from virtq.check.keep import Gone, Keeper, Lasting, Started
 from virtq.check.net.far_end import Finder, by_itself
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
@@ -59,6 +59,8 @@ class Subject:
     far_end: Finder = by_itself
     dial: Callable[[], socket.socket] | None = None
     """A vhost-user connection on which nothing was said yet."""
+    started: Started | None = None
+    """What starts it, if the judge does and not its transport."""
 
     @classmethod
     def find(
@@ -111,7 +113,7 @@ def run(
 ) -> Iterator[Result]:
     """Run the cases that are about the subject, each in each of its kinds of ring; one result at a
     time. Always ends."""
-    with contextlib.closing(Keeper(subject.open)) as keeper:
+    with contextlib.closing(Keeper(subject.started or Lasting(subject.open))) as keeper:
         for case in cases:
             if not case.concerns(subject.device_id, subject.bus):
                 continue
@@ -166,7 +168,12 @@ def _run_one(
     except Hung as hung:
         verdict, fields = Verdict.HUNG, {"reason": str(hung)}
     except PeerGone as gone:
-        verdict, fields = Verdict.CRASHED, {"reason": str(gone)}
+        # A back-end may give up the whole session for a malformed ring, if it takes the next one.
+        if not (case.area.startswith("malformed") and context.comes_back()):
+            told = ": ".join(filter(None, (str(gone), keeper.ending())))
+            verdict, fields = Verdict.CRASHED, {"reason": told}
+    except Gone as gone:
+        verdict, fields = Verdict.SKIPPED, {"reason": f"the device is gone: {gone}"}
     except TransportError as error:
         verdict, fields = Verdict.HUNG, {"reason": str(error)}
     except VirtqError as error:

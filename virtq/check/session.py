@@ -26,6 +26,8 @@ from virtq.model.split import Descriptor as SplitDescriptor
 from virtq.model.split import SplitDriver, SplitRing
 from virtq.status import Status
 from virtq.transports.base import DriverTransport
+from virtq.transports.vhost_user.frontend import Frontend
+from virtq.transports.vhost_user.messages import P
 
 UNTOUCHED = 0xA5
 """What device-writable bytes hold before the device gets them."""
@@ -361,6 +363,12 @@ class Session:
         self.features = 0
         self.reset()
         self.offered = transport.read_features()
+
+    @property
+    def tells_status(self) -> bool:
+        """Whether the device learns its status; a vhost-user back-end may not have the message."""
+        transport = self.transport
+        return not isinstance(transport, Frontend) or bool(transport.protocol_features & P.STATUS)
 
     # Initialization (3.1.1)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import click
@@ -22,6 +23,7 @@ from virtq.check.driver import cases as driver_cases
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
+from virtq.check.keep import Started
 from virtq.check.net.far_end import reached
 from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
@@ -32,6 +34,7 @@ from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
+from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
@@ -52,7 +55,7 @@ DIAL_TIMEOUT_S = 5.0
 @click.option(
     "--start",
     metavar="COMMAND",
-    help="What starts the driver: {socket}, {features}, {packed} and {in_order} are replaced.",
+    help="What starts it: {socket} is replaced; for a driver {features}, {packed}, {in_order} too.",
 )
 @click.option(
     "--wait",
@@ -142,6 +145,7 @@ def check(
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
+      virtq check vhost-user:/run/d.sock --start 'my-back-end --socket {socket}'
       virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
       virtq check registers:accesses.jsonl
       virtq check vhost-user:/run/net.sock --port packet:tap0
@@ -178,7 +182,9 @@ def check(
                 bus = None
             else:
                 where, far_end = stack.enter_context(reached(uri, port))
-                subject = replace(_subject(where, device_type), uri=uri, far_end=far_end)
+                subject = replace(
+                    _subject(where, device_type, start, stack), uri=uri, far_end=far_end
+                )
                 device_id, bus = subject.device_id, subject.bus
                 turns = (
                     run(subject, cases, seed=seed + turn, patience_s=patience_s)
@@ -252,23 +258,34 @@ def _type_of(parts: Uri) -> int | None:
     return next((i for i, text in DEVICE_NAMES.items() if text == named), None)
 
 
-def _subject(uri: str, device_type: int | None) -> Subject:
+def _subject(
+    uri: str, device_type: int | None, start: str | None, stack: contextlib.ExitStack
+) -> Subject:
     parts = Uri.parse(uri)
     if device_type is None:
         device_type = _type_of(parts)
     bus = None
     if parts.scheme == "qtest":
         bus = "mmio" if parts.target.partition(",")[0].endswith("-device") else "pci"
+    opening: Callable[[], DriverTransport] = partial(open_transport, uri)
+    started = None
+    if start is not None:
+        if parts.scheme != "vhost-user":
+            raise UriError("--start is for a device at vhost-user:PATH")
+        command = partial(Command(start).start, parts.target, None, 0)
+        started = stack.enter_context(Started(opening, command))
+        opening = started.open
     dial = None
     if parts.scheme == "vhost-user":
-        bus, dial = "vhost-user", lambda: channel.connect(parts.target, DIAL_TIMEOUT_S)
-    subject = Subject.find(uri, lambda: open_transport(uri), device_type, bus, dial)
+        bus, dial = "vhost-user", partial(channel.connect, parts.target, DIAL_TIMEOUT_S)
+        if started is not None:
+            dial = partial(started.reach, dial)
+    subject = Subject.find(uri, opening, device_type, bus, dial)
     if subject.device_id is None:
         from virtq.cli.probe import look
 
-        found = look(uri)
-        subject = replace(subject, device_id=found.device_id)
-    return subject
+        subject = replace(subject, device_id=look(uri).device_id)
+    return replace(subject, started=started)
 
 
 def _show(uri: str, device_id: int | None, done: Sequence[Result], elsewhere: int) -> None:

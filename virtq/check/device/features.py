@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from virtq.check.case import Broken, Hung, NotObservable, case, expect
 from virtq.check.context import Context
+from virtq.errors import FeatureError
 from virtq.features import F, RingKind, describe, unmet
 
 _TYPE_BITS = (1 << 24) - 1 | ((1 << 78) - 1) ^ ((1 << 50) - 1)
@@ -58,7 +59,10 @@ def what_was_not_offered(ctx: Context) -> None:
     missing = next((b for b in (F.RING_PACKED, F.IN_ORDER) if not session.offered & b), None)
     if missing is None:
         raise NotObservable("the device offers both RING_PACKED and IN_ORDER")
-    accepted = session.negotiate(int(F.VERSION_1 | missing))
+    try:
+        accepted = session.negotiate(int(F.VERSION_1 | missing))
+    except FeatureError as error:
+        raise NotObservable(f"the transport does not pass it on: {error}") from None
     if not accepted:
         return
     # Accepted means: dropped. The device must then serve a plain split ring.
