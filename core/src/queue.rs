@@ -187,6 +187,8 @@ pub struct DriverStats {
     pub used_entries: u64,
 }
 
+// With a tag of its own, which is told apart by one load.
+#[repr(u8)]
 enum DeviceRing {
     SplitAny(SplitDevice<AnyOrder>),
     SplitInOrder(SplitDevice<InOrder>),
@@ -362,10 +364,17 @@ impl DeviceQueue {
 
     #[inline]
     fn watch<T>(&mut self, result: Result<T, QueueError>) -> Result<T, QueueError> {
-        if matches!(result, Err(QueueError::Broken(_))) {
-            self.signal_error();
+        if let Err(error) = &result {
+            self.look_at(error);
         }
         result
+    }
+
+    #[cold]
+    fn look_at(&mut self, error: &QueueError) {
+        if matches!(error, QueueError::Broken(_)) {
+            self.signal_error();
+        }
     }
 
     /// Take up to `max` buffers into `batch`, behind those that it has; returns how many.
@@ -608,6 +617,7 @@ impl DeviceQueue {
     }
 }
 
+#[repr(u8)]
 enum DriverRing {
     SplitAny(SplitDriver<AnyOrder>),
     SplitInOrder(SplitDriver<InOrder>),

@@ -106,6 +106,7 @@ impl Burst {
     pub(super) fn put(&mut self, index: usize, id: u16, segment: Segment) {
         self.segments[index] = segment;
         self.ids[index] = id;
+        self.written[index] = 0;
     }
 
     #[inline]
@@ -113,8 +114,6 @@ impl Burst {
         assert!(len <= BURST_MAX);
         self.len = len;
         self.blocked = blocked;
-        // Device-readable ones stay at 0, device-writable ones are written before they are used.
-        self.written[..len].fill(0);
     }
 
     /// Device-readable bytes of the first `count` buffers, and bytes written to them.

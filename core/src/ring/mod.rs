@@ -143,10 +143,13 @@ impl Common {
 
     #[inline]
     fn check(&self) -> Result<(), QueueError> {
-        match &self.broken {
-            Some(fault) => Err(QueueError::Broken(fault.clone())),
-            None => Ok(()),
-        }
+        if self.broken.is_some() { Err(self.is_broken()) } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_broken(&self) -> QueueError {
+        self.broken.clone().map_or(QueueError::Stale, QueueError::Broken)
     }
 
     /// Look addresses up in a new snapshot from now on.
@@ -187,7 +190,13 @@ impl Common {
 
     #[inline]
     fn check_mapping(&mut self) -> Result<(), QueueError> {
-        if self.memory.is_truncated() { Err(self.fail(Fault::Truncated.into())) } else { Ok(()) }
+        if self.memory.is_truncated() { Err(self.truncated()) } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn truncated(&mut self) -> QueueError {
+        self.fail(Fault::Truncated.into())
     }
 }
 

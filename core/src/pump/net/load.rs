@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::frame::{Check, Maker, check};
 use super::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 use crate::error::{Fault, QueueError};
-use crate::memory::{Access, copy_from_shared, copy_to_shared, prefetch};
+use crate::memory::{Access, copy_from_shared, copy_to_shared, prefetch, prefetch_write};
 use crate::pump::loopback::run_on;
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, Reaped};
@@ -193,6 +193,13 @@ impl Transmit {
             }
         }
         let mut at = self.slab.next;
+        // The device has read these lines last.
+        for ahead in 0..setup.batch {
+            let ahead = at + ahead;
+            let buffers = self.slab.hosts.len();
+            let ahead = if ahead < buffers { ahead } else { ahead - buffers };
+            prefetch_write(self.slab.hosts[ahead].wrapping_add(setup.header_bytes));
+        }
         for number in self.slab.number..self.slab.number + setup.batch as u64 {
             // SAFETY: a whole buffer of the slab, which the device does not have.
             unsafe { self.maker.write(self.slab.hosts[at].add(setup.header_bytes), number) };
@@ -231,7 +238,9 @@ impl Receive {
         let got = queue.reap(setup.batch, &mut self.reaped)?;
         for one in &self.reaped {
             let host = self.slab.host(one.cookie);
-            prefetch(host);
+            if setup.mergeable {
+                prefetch(host);
+            }
             prefetch(host.wrapping_add(setup.header_bytes));
         }
         for place in 0..got {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::frame::{Maker, put_header};
 use super::sink::Forget;
+use crate::memory::prefetch_write;
 use crate::ring::Burst;
 
 use super::{
@@ -91,6 +92,9 @@ impl Link for SourceLink {
 /// The header of a packet without offloads in one buffer.
 const ONE_BUFFER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
+/// How many frames ahead their first line is asked for: the driver has read it last.
+const AHEAD: usize = 16;
+
 struct Generator {
     maker: Maker,
     made: Arc<Made>,
@@ -119,7 +123,12 @@ impl Receiver for Generator {
             return 0;
         }
         let (first, count) = self.made.claim_many(wide);
+        let frame = |index: usize| burst.segments()[index].ptr.wrapping_add(HEADER_BYTES);
+        (0..count.min(AHEAD)).for_each(|index| prefetch_write(frame(index)));
         for index in 0..count {
+            if index + AHEAD < count {
+                prefetch_write(burst.segments()[index + AHEAD].ptr.wrapping_add(HEADER_BYTES));
+            }
             let host = burst.segments()[index].ptr;
             // SAFETY: the segment is mapped while the burst holds it, and long enough.
             unsafe {
