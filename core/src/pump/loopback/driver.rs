@@ -111,6 +111,13 @@ impl Cycle {
     /// Add `count` buffers, cookies the numbers of the buffers; there is room for them.
     fn add(&mut self, lane: &mut DriverLane, count: usize, write: bool) -> Result<(), LoopError> {
         let buffers = lane.hosts.len();
+        let end = self.next + count;
+        if self.chain == 1 && end <= buffers {
+            lane.queue.add_each(&lane.pieces[self.next..end], write, self.number)?;
+            self.number += count as u64;
+            self.next = if end == buffers { 0 } else { end };
+            return Ok(());
+        }
         let mut left = count;
         while left > 0 {
             let now = left.min(buffers - self.next);

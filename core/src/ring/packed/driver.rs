@@ -359,21 +359,28 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         buffers as usize
     }
 
-    fn kick_wanted(&mut self) -> Result<bool, QueueError> {
+    fn kick_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
         if self.held.is_some() {
             return Err(QueueError::Invalid("publish before asking for a notification".into()));
         }
-        let slots = std::mem::take(&mut self.passed);
+        let slots = self.passed;
         if slots == 0 {
             return Ok(false);
         }
-        // Full barrier: pairs with the device's, between stating its wish and reading the ring.
-        full_fence();
+        let settled = settled || slots >= self.common.size.into();
+        if settled {
+            // Full barrier: pairs with the device's, between stating its wish and reading the ring.
+            full_fence();
+        }
         let word = self.areas.device.load32(0, Ordering::Relaxed);
         let passed = Passed { slot: self.next_avail.slot, wrap: self.next_avail.wrap, slots };
-        packed_wanted(word, passed, self.common.size, self.common.event_idx)
-            .map_err(|fault| self.common.fail(fault.into()))
+        let wanted = packed_wanted(word, passed, self.common.size, self.common.event_idx)
+            .map_err(|fault| self.common.fail(fault.into()))?;
+        if settled || wanted {
+            self.passed = 0;
+        }
+        Ok(wanted)
     }
 
     fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError> {

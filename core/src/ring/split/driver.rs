@@ -343,21 +343,28 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         buffers.into()
     }
 
-    fn kick_wanted(&mut self) -> Result<bool, QueueError> {
+    fn kick_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
         let (old, new) = (self.asked, self.published);
         if old == new {
             return Ok(false);
         }
-        self.asked = new;
-        // Full barrier: pairs with the device's, between stating its wish and reading the index.
-        full_fence();
-        let used = &self.areas.used;
-        if self.common.event_idx {
-            let event = used.load16(avail_event_offset(self.common.size), Ordering::Relaxed);
-            return Ok(need_event(event, new, old));
+        let size = self.common.size;
+        let settled = settled || new.wrapping_sub(old) >= size;
+        if settled {
+            // Full barrier: pairs with the device's, between stating its wish and reading the index.
+            full_fence();
         }
-        Ok(used.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0)
+        let used = &self.areas.used;
+        let wanted = if self.common.event_idx {
+            need_event(used.load16(avail_event_offset(size), Ordering::Relaxed), new, old)
+        } else {
+            used.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0
+        };
+        if settled || wanted {
+            self.asked = new;
+        }
+        Ok(wanted)
     }
 
     fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError> {
