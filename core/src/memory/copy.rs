@@ -82,6 +82,20 @@ pub fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// Ask for a line of memory that will be written soon, to have it for ourselves: without it, stores
+/// to lines that another processor has read wait for each other. Any address will do.
+#[inline(always)]
+pub fn prefetch_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which has no other effect and faults nowhere; where there is no such
+    // instruction, its encoding does nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Fills shared memory with a word, the last of them cut where the length is no multiple of eight.
 ///
 /// # Safety
