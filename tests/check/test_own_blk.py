@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from virtq._core import Request
+from virtq.check.case import Verdict
 from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Result, Subject, chosen, run
+from virtq.devices.blk import BlkDevice
+from virtq.devices.disk import Disk
 from virtq.testing.serving import Serving
+from virtq.transports.loopback import LoopbackTransport
 from virtq.uri import open_transport
 
 SLOW = ("split.past_65536",)
@@ -48,3 +54,32 @@ def test_behind_a_socket(tmp_path: Path, options: tuple[str, ...]) -> None:
     with Serving("blk", image, "--queues", 2, *options, socket_path=tmp_path / "s") as serving:
         results = judged(f"{serving.uri}?device=blk", *areas)
     must_hold(results)
+
+
+class Growing(BlkDevice):
+    """Its image grows with the third request."""
+
+    served = 0
+
+    def __init__(self, image: Path) -> None:
+        super().__init__(Disk.file(image))
+        self.image = image
+
+    def handle(self, request: Request) -> int:
+        self.served += 1
+        if self.served == 3:
+            os.truncate(self.image, self.image.stat().st_size + (1 << 16))
+            self.refresh_capacity()
+        return super().handle(request)
+
+
+def test_a_capacity_that_changes(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+
+    def open_growing() -> LoopbackTransport:
+        return LoopbackTransport(Growing(image))
+
+    subject = Subject.find("loopback:growing", open_growing, 2, None)
+    results = list(run(subject, chosen(["blk_config.a_capacity_that_changes"])))
+    assert {result.verdict for result in results} == {Verdict.PASS}
