@@ -48,7 +48,7 @@ def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:
 # Status and reset
 
 
-@catches("status.reset_reads_zero")
+@catches("status.reset_reads_zero", "in_order_resets.a_reset_with_buffers_outstanding")
 class KeepsAStatusBit(Reference):
     def reset(self) -> None:
         self.forget_queues()
