@@ -51,7 +51,7 @@ def catches(*cases: str) -> Callable[[type[T]], type[T]]:
 # Status and reset
 
 
-@catches("status.reset_reads_zero")
+@catches("status.reset_reads_zero", "in_order_resets.a_reset_with_buffers_outstanding")
 class KeepsAStatusBit(Reference):
     def reset(self) -> None:
         self.forget_queues()

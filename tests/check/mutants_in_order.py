@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -117,6 +118,23 @@ class WritesAfterAQueueReset(Later):
     def reset_queue(self, index: int) -> Position:
         position = super().reset_queue(index)
         self.finish()
+        return position
+
+
+@catches(
+    "in_order_resets.a_queue_reset_with_buffers_outstanding", "queue_reset.nothing_while_reset"
+)
+class NotifiesAfterAQueueReset(Reference):
+    def reset_queue(self, index: int) -> Position:
+        call = os.dup(self.queues[index].call)
+        position = super().reset_queue(index)
+
+        def late() -> None:
+            time.sleep(0.004)
+            os.eventfd_write(call, 1)
+            os.close(call)
+
+        threading.Thread(target=late, daemon=True).start()
         return position
 
 

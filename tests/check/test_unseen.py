@@ -7,7 +7,19 @@ from virtq.check.case import CASES
 from virtq.check.catalogue import requirements
 from virtq.check.unseen import UNSEEN
 
-AREAS = ("split", "packed", "framing", "vq", "vqreset", "reset", "status", "cfg", "feat", "resv")
+AREAS = (
+    "split",
+    "packed",
+    "framing",
+    "vq",
+    "vqreset",
+    "reset",
+    "status",
+    "cfg",
+    "feat",
+    "resv",
+    "suspend",
+)
 AREAS_OF_DISKS = ("blk",)
 assert device.__all__
 

@@ -37,7 +37,7 @@ def verdicts(
 
 @pytest.mark.parametrize(
     ("uri", "only"),
-    [("loopback:blk?size=1M", ()), ("loopback:net?port=sink", QUICK), ("loopback:rng", ())],
+    [("loopback:blk?size=1M", ("split",)), ("loopback:net?port=sink", QUICK), ("loopback:rng", ())],
 )
 def test_our_own_devices(
     capsys: pytest.CaptureFixture[str], uri: str, only: tuple[str, ...]

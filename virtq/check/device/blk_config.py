@@ -154,7 +154,7 @@ def the_cache_mode_is_switched(ctx: Context) -> None:
 
 @case("feat.dev.no-unsupported-offer", device_id=_BLK, needs=BlkFeature.FLUSH)
 def a_flush(ctx: Context) -> None:
-    """With FLUSH, a flush ends with OK, alone and behind writes."""
+    """With FLUSH, a flush ends with OK, alone and behind other requests."""
     live = live_disk(ctx, BlkFeature.FLUSH)
     succeed(live, request(Type.FLUSH), "a flush")
     for _ in range(4):

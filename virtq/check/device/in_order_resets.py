@@ -166,13 +166,7 @@ def tables_and_lists_in_a_batch(ctx: Context) -> None:
         in_sequence(live.ring.wait(6), number - 6)
 
 
-@case(
-    _ORDER,
-    "vqreset.dev.default-state",
-    "feat.dev.renegotiate-same-set",
-    "reset.dev.status-zero",
-    in_order=True,
-)
+@case(_ORDER, "vqreset.dev.default-state", in_order=True)
 def a_long_random_run_with_resets(ctx: Context) -> None:
     """A random run in which the queue and the device are reset in between, with buffers outstanding
     or not, and the ring is now of this kind and now of the other layout, with other sizes."""

@@ -192,7 +192,9 @@ def a_list_of_the_whole_ring(ctx: Context) -> None:
 
 
 def _eight(readable: int, writable: int) -> tuple[int, ...]:
-    """Eight pieces of both parts together."""
+    """Eight pieces of both parts together. Raises NotObservable for a request that is too short."""
+    if readable + writable < 16:
+        raise NotObservable("this device type's requests cannot be cut into eight pieces")
     if min(readable, writable) == 0:
         whole = [1] * 7 + [max(readable, writable) - 7]
         return (*whole, 0) if readable else (0, *whole)
