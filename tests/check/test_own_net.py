@@ -4,6 +4,7 @@ vhost-user; and what it takes to judge one says what others say."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -41,6 +42,7 @@ from virtq.check.net.frames import (
 from virtq.check.net.toeplitz import IPV4_TYPE, TCPV4_TYPE, packet_hash
 from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Result, Subject, run
+from virtq.cli import run as cli
 from virtq.devices.net import NetDevice
 from virtq.devices.net_native import NativePort
 from virtq.devices.net_ports import HubPort, Port
@@ -259,3 +261,11 @@ def test_a_wire_for_qemu() -> None:
         uri = wire.uri("qtest:virtio-net-pci?args=-s&memory=64M")
         assert uri.startswith("qtest:virtio-net-pci,netdev=virtq-far?args=-s -netdev dgram,")
         assert uri.endswith("&memory=64M")
+
+
+def test_the_port_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli(["check", "loopback:net", "--port", "tcp:1"]) == 2
+    assert "'tcp:1' is neither unix:PATH nor packet:NAME" in capsys.readouterr().err
+    nobody = f"unix:{tmp_path}/nobody"
+    assert cli(["check", "loopback:net", "--port", nobody]) == 2
+    assert f"--port {nobody}: No such file or directory" in capsys.readouterr().err
