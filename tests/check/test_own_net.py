@@ -4,7 +4,6 @@ vhost-user; and what it takes to judge one says what others say."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import struct
