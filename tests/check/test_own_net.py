@@ -4,6 +4,7 @@ vhost-user; and what it takes to judge one says what others say."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.support import served
 from tests.unit.vhost_user.support import Served
 from virtq.check.case import CASES, Verdict
 from virtq.check.net.far_end import (
@@ -182,6 +184,18 @@ def test_steering_by_the_kernel(tap: Callable[..., str]) -> None:
         "net_control.another_queue_while_one_is_reset",
         "net_control.dropped_while_all_are_reset",
     } <= passed
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`virtq serve net --stream` in a process of its own, and `virtq check --port`."""
+    path, wire = tmp_path / "net.sock", tmp_path / "wire.sock"
+    with served("net", "--stream", wire, "--socket-path", path, "--queues", "2"):
+        words = ["check", f"vhost-user:{path}?queues=5", "--type", "net", "--port", f"unix:{wire}"]
+        only = [word for area in ("net_config", "net_control") for word in ("--only", area)]
+        assert cli([*words, *only, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    passed = {result["case"] for result in results if result["verdict"] == "pass"}
+    assert passed >= {"net_config.which_queue_is_which", "net_control.where_it_was_transmitted"}
 
 
 # What it takes

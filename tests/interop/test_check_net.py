@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import virtq
 from tests.interop.peers.availability import program
 from virtq.check.run import OUR_FAULT
 from virtq.cli import run
+from virtq.drivers.net import NetDriver
 
 pytestmark = pytest.mark.interop
 
@@ -43,6 +46,28 @@ def test_qemu(capsys: pytest.CaptureFixture[str]) -> None:
     assert came == {str(0xA5A5)}, "the bytes that were there before"
     spread = [r for r in results if r["case"] == "net_receive.all_used_together"]
     assert [r["verdict"] for r in spread] == ["pass"] * 4
+
+
+def test_a_wire_between_qemu_and_us(tmp_path: Path) -> None:
+    """QEMU's `-netdev stream` and our stream port are the two ends of one wire."""
+    program("qemu")
+    path = tmp_path / "wire.sock"
+    netdev = f"stream,id=n0,server=off,addr.type=unix,addr.path={path}"
+    frames = [b"\xff" * 6 + bytes(range(6)) + b"\x88\xb5" + os.urandom(60 + i) for i in range(50)]
+    with (
+        virtq.connect(f"loopback:net?port=stream&path={path}", driver=NetDriver) as ours,
+        virtq.connect(
+            f"qtest:virtio-net-pci,netdev=n0?args=-netdev {netdev}", driver=NetDriver
+        ) as qemus,
+    ):
+        for here, there in ((ours, qemus), (qemus, ours)):
+            here.send(frames)
+            got: list[bytes] = []
+            while len(got) < len(frames):
+                more = there.receive(len(frames), timeout_s=5.0)
+                assert more, f"{len(got)} of {len(frames)} frames arrived"
+                got += more
+            assert got == frames
 
 
 @pytest.fixture

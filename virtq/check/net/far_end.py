@@ -26,7 +26,7 @@ from virtq.check.case import NotObservable
 from virtq.check.net.frames import Packet
 from virtq.check.net.header import NEEDS_CSUM, Header
 from virtq.devices.net import NetDevice
-from virtq.devices.net_ports import HubPort
+from virtq.devices.net_ports import HubLink, HubPort
 from virtq.errors import PeerGone, TransportError, UriError
 from virtq.transports.base import DriverTransport
 from virtq.transports.loopback import LoopbackTransport
@@ -132,7 +132,8 @@ class HubEnd:
     offloads = tunnels = False
 
     def __init__(self, hub: HubPort) -> None:
-        self._link = hub.open(1)
+        self._link = HubLink(hub, 1)
+        hub.add(self._link)
 
     def send(self, packet: Packet) -> None:
         self._link.send(0, [NO_OFFLOAD + packet.frame])
