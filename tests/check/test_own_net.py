@@ -4,6 +4,7 @@ vhost-user; and what it takes to judge one says what others say."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.support import served
 from tests.unit.vhost_user.support import Served
 from virtq.check.case import CASES, Verdict
 from virtq.check.net.far_end import (
@@ -41,6 +43,7 @@ from virtq.check.net.frames import (
 from virtq.check.net.toeplitz import IPV4_TYPE, TCPV4_TYPE, packet_hash
 from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Result, Subject, run
+from virtq.cli import run as cli
 from virtq.devices.net import NetDevice
 from virtq.devices.net_native import NativePort
 from virtq.devices.net_ports import HubPort, Port
@@ -183,6 +186,18 @@ def test_steering_by_the_kernel(tap: Callable[..., str]) -> None:
     } <= passed
 
 
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`virtq serve net --stream` in a process of its own, and `virtq check --port`."""
+    path, wire = tmp_path / "net.sock", tmp_path / "wire.sock"
+    with served("net", "--stream", wire, "--socket-path", path, "--queues", "2"):
+        words = ["check", f"vhost-user:{path}?queues=5", "--type", "net", "--port", f"unix:{wire}"]
+        only = [word for area in ("net_config", "net_control") for word in ("--only", area)]
+        assert cli([*words, *only, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    passed = {result["case"] for result in results if result["verdict"] == "pass"}
+    assert passed >= {"net_config.which_queue_is_which", "net_control.where_it_was_transmitted"}
+
+
 # What it takes
 
 
@@ -259,3 +274,11 @@ def test_a_wire_for_qemu() -> None:
         uri = wire.uri("qtest:virtio-net-pci?args=-s&memory=64M")
         assert uri.startswith("qtest:virtio-net-pci,netdev=virtq-far?args=-s -netdev dgram,")
         assert uri.endswith("&memory=64M")
+
+
+def test_the_port_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli(["check", "loopback:net", "--port", "tcp:1"]) == 2
+    assert "'tcp:1' is neither unix:PATH nor packet:NAME" in capsys.readouterr().err
+    nobody = f"unix:{tmp_path}/nobody"
+    assert cli(["check", "loopback:net", "--port", nobody]) == 2
+    assert f"--port {nobody}: No such file or directory" in capsys.readouterr().err

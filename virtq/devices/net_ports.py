@@ -223,9 +223,18 @@ class HubPort(Port):
 
     def open(self, pairs: int) -> Link:
         link = HubLink(self, pairs)
+        self.add(link)
+        return link
+
+    @property
+    def links(self) -> list[HubLink]:
+        """The places that are taken."""
+        return self._links
+
+    def add(self, link: HubLink) -> None:
+        """Take a place."""
         with self.lock:
             self._links.append(link)
-        return link
 
     def forward(self, source: HubLink, pair: int, packets: Sequence[bytes]) -> None:
         """Called by links, from any device's thread."""

@@ -26,7 +26,7 @@ from virtq.check.case import NotObservable
 from virtq.check.net.frames import Packet
 from virtq.check.net.header import NEEDS_CSUM, Header
 from virtq.devices.net import NetDevice
-from virtq.devices.net_ports import HubPort
+from virtq.devices.net_ports import HubLink, HubPort
 from virtq.errors import PeerGone, TransportError, UriError
 from virtq.transports.base import DriverTransport
 from virtq.transports.loopback import LoopbackTransport
@@ -87,27 +87,37 @@ def by_itself(transport: DriverTransport) -> FarEnd | None:
 
 
 def named(text: str) -> Finder:
-    """The far end at `unix:PATH` or `packet:NAME`; opening it raises TransportError. Raises
-    UriError for another form."""
-    kind, colon, target = text.partition(":")
-    if not colon or not target or kind not in ("unix", "packet"):
-        raise UriError(f"{text!r} is neither unix:PATH nor packet:NAME")
-    make = StreamEnd if kind == "unix" else PacketEnd
+    """The far end at `unix:PATH` or `packet:NAME`; where it cannot be opened there is nothing to
+    see (NotObservable). Raises UriError for another form."""
+    open_it = _named(text)
 
-    def open_it(transport: DriverTransport) -> FarEnd:
+    def find(transport: DriverTransport) -> FarEnd:
         try:
-            return make(target)
+            return open_it()
         except OSError as error:
-            raise TransportError(f"--port {text}: {error.strerror or error}") from None
+            raise NotObservable(f"--port {text}: {error.strerror or error}") from None
 
-    return open_it
+    return find
+
+
+def _named(text: str) -> Callable[[], FarEnd]:
+    kind, _, target = text.partition(":")
+    if not target or kind not in ("unix", "packet"):
+        raise UriError(f"{text!r} is neither unix:PATH nor packet:NAME")
+    return partial(StreamEnd if kind == "unix" else PacketEnd, target)
 
 
 @contextlib.contextmanager
 def reached(uri: str, port: str | None) -> Iterator[tuple[str, Finder]]:
     """What to open instead of a URI, and how to find the far end of its device's wire: at `port` if
-    that is given, else by itself; a QEMU that is started for it gets a wire. Raises UriError."""
+    that is given, else by itself; a QEMU that is started for it gets a wire. Raises UriError, and
+    TransportError if nothing is at `port`."""
     if port is not None:
+        if not uri.startswith("qtest:"):  # what QEMU has is there once it is started
+            try:
+                _named(port)().close()
+            except OSError as error:
+                raise TransportError(f"--port {port}: {error.strerror or error}") from None
         yield uri, named(port)
     elif wants_wire(uri):
         with contextlib.closing(QemuWire()) as wire:
@@ -122,7 +132,8 @@ class HubEnd:
     offloads = tunnels = False
 
     def __init__(self, hub: HubPort) -> None:
-        self._link = hub.open(1)
+        self._link = HubLink(hub, 1)
+        hub.add(self._link)
 
     def send(self, packet: Packet) -> None:
         self._link.send(0, [NO_OFFLOAD + packet.frame])
