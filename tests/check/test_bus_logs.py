@@ -72,6 +72,7 @@ def telling(make: Callable[[int], int]) -> Edit:
     return change(is_write("notify"), value(make))
 
 
+LATE_ACKNOWLEDGE = both(drop(is_status(1)), change(is_status(3), value(lambda v: 2)))
 NOTIFICATION = Access(0, "write", "notify", 0, 2, 0)
 CONFIG = Access(0, "write", "device", 32, 1, 1)
 ISR = Access(0, "read", "isr", 0, 1, 1)
@@ -80,7 +81,7 @@ IRQ = Access(0, "interrupt")
 MUTANTS: list[tuple[str, str, Edit]] = [
     ("general.begins_with_a_reset", "pci", drop(ZERO)),
     ("general.waits_for_zero", "pci", drop(lambda s: s.gets("device_status") and s.value == 0)),
-    ("general.acknowledges_first", "pci", drop(is_status(1))),
+    ("general.acknowledges_first", "pci", LATE_ACKNOWLEDGE),
     ("general.knows_how_to_drive_it", "pci", drop(is_status(3))),
     ("general.reads_and_writes_features", "pci", moved(is_read("device_feature"), is_status(1))),
     ("general.reads_and_writes_features", "pci", drop(is_write("driver_feature"))),
@@ -109,7 +110,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
     ),
     ("general.ends_with_driver_ok", "pci", drop(LIVE)),
     ("general.keeps_the_order", "pci", moved(is_write("driver_feature"), LIVE)),
-    ("general.keeps_the_order", "mmio", drop(is_status(1))),
+    ("general.keeps_the_order", "mmio", LATE_ACKNOWLEDGE),
     ("general.writes_no_configuration_early", "pci", before(OK, CONFIG)),
     (
         "general.accepts_nothing_later",
@@ -284,7 +285,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         after(lambda s: s.register == "DeviceID", write("mmio", "Status", 0)),
     ),
     ("mmio.no_shared_memory", "mmio", before(LIVE, write("mmio", "SHMSel", 0))),
-    ("mmio.the_general_procedure", "mmio", drop(is_status(1))),
+    ("mmio.the_general_procedure", "mmio", LATE_ACKNOWLEDGE),
     (
         "mmio.selects_what_it_reads",
         "mmio",
