@@ -313,6 +313,13 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         "mmio stopped",
         drop(lambda s: s.register == "QueueReady" and s.reads and bool(s.status & 4)),
     ),
+    (
+        "mmio.stops_by_writing_zero",
+        "mmio stopped",
+        change(
+            lambda s: s.puts("queue_enable") and s.value == 0, value(lambda v: 1), only_first=True
+        ),
+    ),
     ("mmio.waits_for_a_queue_reset", "mmio queue reset", drop(is_read("queue_reset"))),
     ("mmio.tells_the_queue", "mmio", change(is_write("notify"), value(lambda v: v + 7))),
     (

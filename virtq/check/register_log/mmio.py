@@ -287,6 +287,22 @@ def reads_a_stopped_queue(trail: Trail) -> int:
     return seen
 
 
+@rule("mmio.reg.drv.stop-write-zero", bus="mmio")
+def stops_by_writing_zero(trail: Trail) -> int:
+    """A queue that is ready is stopped by 0 in QueueReady, or reset, before it is set up anew."""
+    seen = 0
+    for step in trail.steps:
+        if step.puts("queue_enable") and step.value == 1:
+            expect(
+                step.queue not in step.enabled,
+                f"0 written to QueueReady of queue {step.queue} before 1 is again",
+                step,
+            )
+        elif step.puts("queue_enable") and step.value == 0:
+            seen += step.queue in step.enabled
+    return seen
+
+
 @rule("mmio.reg.drv.queue-reset-wait", bus="mmio")
 def waits_for_a_queue_reset(trail: Trail) -> int:
     """After 1 was written to QueueReset, it is read as 0 before the queue is used again."""
