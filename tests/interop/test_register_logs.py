@@ -42,7 +42,7 @@ def test_virtio_pci(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = judged(capsys, trace)
     passed = {name for name, verdict in found.items() if verdict == "pass"}
     assert {
-        "driver_general.keeps_the_order",
+        "driver_initialization.keeps_the_order",
         "driver_general.reads_in_a_loop",
         "driver_pci.access_widths",
         "driver_pci.capabilities_are_read_only",
@@ -87,7 +87,7 @@ def test_our_own_driver(
             ("-device", "virtio-blk-pci,drive=d,disable-legacy=on,ioeventfd=off"),
             # SeaBIOS: the device is not waited for after its reset.
             {
-                "driver_general.waits_for_zero",
+                "driver_initialization.waits_for_zero",
                 "driver_general.reads_in_a_loop",
                 "driver_pci.waits_for_its_reset",
             },

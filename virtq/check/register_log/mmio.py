@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtq.check.register_log import general
+from virtq.check.register_log import general, initialization
 from virtq.check.register_log.rules import expect, queue_lives, rule
 from virtq.check.register_log.trail import ADDRESSES, Step, Trail
 from virtq.features import F
@@ -193,7 +193,7 @@ def no_shared_memory(trail: Trail) -> int:
 @rule("mmio.init.drv.generic-procedure", bus="mmio")
 def the_general_procedure(trail: Trail) -> int:
     """After that, initialization goes as on any bus."""
-    return general.keeps_the_order(trail)
+    return initialization.keeps_the_order(trail)
 
 
 # Features
