@@ -10,8 +10,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from tests.check.mutants_bus import WithAdministration, WithNotificationData
 from tests.check.recorder import MmioRecorder, PciRecorder
+from tests.check.reference_buses import WithAdministration, WithNotificationData
 from tests.check.reference_mmio import BLOCK, MmioReference, MmioWindow
 from tests.check.reference_pci import Disk, PciFunction, PciReference
 from virtq.check.register_log.log import Access, Log

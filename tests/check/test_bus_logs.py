@@ -12,6 +12,7 @@ import pytest
 from tests.check.bus_logs import (
     RIGHT,
     Edit,
+    Match,
     after,
     before,
     both,
@@ -63,6 +64,10 @@ def declining(feature: int) -> Edit:
     )
 
 
+def reads_status(shown: int) -> Match:
+    return lambda step: step.gets("device_status") and step.value == shown
+
+
 def sets_again(step: Step) -> bool:
     """DRIVER_OK, of a device that is suspended."""
     return step.puts("device_status") and bool(step.status & Status.SUSPEND)
@@ -72,55 +77,68 @@ def telling(make: Callable[[int], int]) -> Edit:
     return change(is_write("notify"), value(make))
 
 
+LATE_ACKNOWLEDGE = both(drop(is_status(1)), change(is_status(3), value(lambda v: 2)))
 NOTIFICATION = Access(0, "write", "notify", 0, 2, 0)
 CONFIG = Access(0, "write", "device", 32, 1, 1)
 ISR = Access(0, "read", "isr", 0, 1, 1)
 IRQ = Access(0, "interrupt")
 
 MUTANTS: list[tuple[str, str, Edit]] = [
-    ("general.begins_with_a_reset", "pci", drop(ZERO)),
-    ("general.waits_for_zero", "pci", drop(lambda s: s.gets("device_status") and s.value == 0)),
-    ("general.acknowledges_first", "pci", drop(is_status(1))),
-    ("general.knows_how_to_drive_it", "pci", drop(is_status(3))),
-    ("general.reads_and_writes_features", "pci", moved(is_read("device_feature"), is_status(1))),
-    ("general.reads_and_writes_features", "pci", drop(is_write("driver_feature"))),
-    ("general.says_that_features_are_ok", "pci", drop(is_status(0xB))),
-    ("general.looks_again", "pci", drop(lambda s: s.gets("device_status") and s.value == 0xB)),
+    ("initialization.begins_with_a_reset", "pci", drop(ZERO)),
     (
-        "general.stops_without_features_ok",
+        "initialization.waits_for_zero",
+        "pci",
+        drop(reads_status(0)),
+    ),
+    ("initialization.acknowledges_first", "pci", LATE_ACKNOWLEDGE),
+    ("initialization.knows_how_to_drive_it", "pci", drop(is_status(3))),
+    (
+        "initialization.reads_and_writes_features",
+        "pci",
+        moved(is_read("device_feature"), is_status(1)),
+    ),
+    ("initialization.reads_and_writes_features", "pci", drop(is_write("driver_feature"))),
+    ("initialization.says_that_features_are_ok", "pci", drop(is_status(0xB))),
+    (
+        "initialization.looks_again",
+        "pci",
+        drop(reads_status(0xB)),
+    ),
+    (
+        "initialization.stops_without_features_ok",
         "pci refused",
         before(FAILED, write("pci", "device_status", 0xF)),
     ),
     (
-        "general.stops_without_features_ok",
+        "initialization.stops_without_features_ok",
         "pci refused",
         before(FAILED, write("pci", "queue_enable", 1)),
     ),
-    ("general.says_that_it_failed", "pci refused", drop(FAILED)),
+    ("initialization.says_that_it_failed", "pci refused", drop(FAILED)),
     (
-        "general.sets_queues_up_in_time",
+        "initialization.sets_queues_up_in_time",
         "pci",
         before(is_status(0xB), write("pci", "queue_enable", 1)),
     ),
     (
-        "general.sets_queues_up_in_time",
+        "initialization.sets_queues_up_in_time",
         "pci",
         after(LIVE, write("pci", "queue_select", 1), write("pci", "queue_enable", 1)),
     ),
-    ("general.ends_with_driver_ok", "pci", drop(LIVE)),
-    ("general.keeps_the_order", "pci", moved(is_write("driver_feature"), LIVE)),
-    ("general.keeps_the_order", "mmio", drop(is_status(1))),
-    ("general.writes_no_configuration_early", "pci", before(OK, CONFIG)),
+    ("initialization.ends_with_driver_ok", "pci", drop(LIVE)),
+    ("initialization.keeps_the_order", "pci", moved(is_write("driver_feature"), LIVE)),
+    ("initialization.keeps_the_order", "mmio", LATE_ACKNOWLEDGE),
+    ("initialization.writes_no_configuration_early", "pci", before(OK, CONFIG)),
     (
-        "general.accepts_nothing_later",
+        "initialization.accepts_nothing_later",
         "pci",
         before(LIVE, write("pci", "driver_feature", 1)),
     ),
-    ("general.notifies_a_live_device", "pci", before(LIVE, NOTIFICATION)),
-    ("general.clears_no_bit", "pci", change(LIVE, value(lambda v: v & ~1))),
-    ("general.records_each_step", "pci", change(LIVE, value(lambda v: v & ~1))),
+    ("initialization.notifies_a_live_device", "pci", before(LIVE, NOTIFICATION)),
+    ("initialization.clears_no_bit", "pci", change(LIVE, value(lambda v: v & ~1))),
+    ("initialization.records_each_step", "pci", change(LIVE, value(lambda v: v & ~1))),
     (
-        "general.resets_what_failed",
+        "initialization.resets_what_failed",
         "pci refused",
         after(FAILED, write("pci", "device_status", 0x8F)),
     ),
@@ -159,7 +177,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
     (
         "general.verifies_that_it_is_suspended",
         "pci suspended",
-        drop(lambda s: s.gets("device_status") and s.value == 0x1B),
+        drop(reads_status(0x1B)),
     ),
     (
         "general.does_not_notify_while_suspended",
@@ -216,7 +234,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         "pci",
         before(LIVE, write("pci", "queue_select", 0), write("pci", "queue_size", 8)),
     ),
-    ("pci.waits_for_its_reset", "pci", drop(lambda s: s.gets("device_status") and s.value == 0)),
+    ("pci.waits_for_its_reset", "pci", drop(reads_status(0))),
     ("pci.disables_no_queue", "pci", after(LIVE, write("pci", "queue_enable", 0))),
     ("pci.waits_for_a_queue_reset", "pci queue reset", drop(is_read("queue_reset"))),
     (
@@ -284,7 +302,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         after(lambda s: s.register == "DeviceID", write("mmio", "Status", 0)),
     ),
     ("mmio.no_shared_memory", "mmio", before(LIVE, write("mmio", "SHMSel", 0))),
-    ("mmio.the_general_procedure", "mmio", drop(is_status(1))),
+    ("mmio.the_general_procedure", "mmio", LATE_ACKNOWLEDGE),
     (
         "mmio.selects_what_it_reads",
         "mmio",
@@ -311,6 +329,13 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         "mmio.reads_a_stopped_queue",
         "mmio stopped",
         drop(lambda s: s.register == "QueueReady" and s.reads and bool(s.status & 4)),
+    ),
+    (
+        "mmio.stops_by_writing_zero",
+        "mmio stopped",
+        change(
+            lambda s: s.puts("queue_enable") and s.value == 0, value(lambda v: 1), only_first=True
+        ),
     ),
     ("mmio.waits_for_a_queue_reset", "mmio queue reset", drop(is_read("queue_reset"))),
     ("mmio.tells_the_queue", "mmio", change(is_write("notify"), value(lambda v: v + 7))),
@@ -457,7 +482,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["check", f"registers:{bad}", "--json", "--report", str(report)]) == 1
     shown = json.loads(capsys.readouterr().out)
     failed = {r["case"] for r in shown["results"] if r["verdict"] == "fail"}
-    assert "driver_general.begins_with_a_reset" in failed
+    assert "driver_initialization.begins_with_a_reset" in failed
     assert "begins_with_a_reset" in report.read_text()
     assert run(["check", f"registers:{bad}", "--only", "driver_mmio"]) == 2
     assert run(["check", f"registers:{bad}", "--only", "nothing"]) == 2

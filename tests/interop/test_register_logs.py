@@ -1,8 +1,10 @@
-"""Linux's driver of PCI, and our own of both buses, judged by what QEMU traces of them."""
+"""Linux's driver of PCI, firmware's, and our own of both buses, judged by QEMU's traces."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_virtio_pci(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = judged(capsys, trace)
     passed = {name for name, verdict in found.items() if verdict == "pass"}
     assert {
-        "driver_general.keeps_the_order",
+        "driver_initialization.keeps_the_order",
         "driver_general.reads_in_a_loop",
         "driver_pci.access_widths",
         "driver_pci.capabilities_are_read_only",
@@ -76,3 +78,53 @@ def test_our_own_driver(
         assert disk.config.capacity
     found = judged(capsys, trace)
     assert list(found.values()).count("pass") >= least
+
+
+@pytest.mark.parametrize(
+    ("device", "wrong"),
+    [
+        (
+            ("-device", "virtio-blk-pci,drive=d,disable-legacy=on,ioeventfd=off"),
+            # SeaBIOS: the device is not waited for after its reset.
+            {
+                "driver_initialization.waits_for_zero",
+                "driver_general.reads_in_a_loop",
+                "driver_pci.waits_for_its_reset",
+            },
+        ),
+        (
+            ("-device", "virtio-net-pci,netdev=n,disable-legacy=on,ioeventfd=off"),
+            # iPXE: features are read by 16 bits, so that it never sees the upper ones.
+            {"driver_general.reads_in_a_loop", "driver_pci.access_widths"},
+        ),
+    ],
+    ids=["seabios", "ipxe"],
+)
+def test_firmware(
+    device: tuple[str, ...],
+    wrong: set[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """docs/findings.md: what the drivers in QEMU's firmware break."""
+    trace = tmp_path / "trace.log"
+    machine = ("-machine", "pc", "-accel", "tcg", "-m", "256", "-nodefaults", "-display", "none")
+    netdev = ("-netdev", "user,id=n,restrict=on")
+    events = ("-trace", "memory_region_ops_*", "-trace", "pci_cfg_*", "-D", str(trace))
+    command = [str(program("qemu")), *machine, *DISK, *netdev, *device, *events]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
+        try:
+            # From the first notification on, the device is initialized.
+            deadline = time.monotonic() + 60
+            while not (trace.exists() and "virtio-pci-notify" in trace.read_text()):
+                assert qemu.poll() is None
+                assert time.monotonic() < deadline, "the firmware does not use the device"
+                time.sleep(0.1)
+        finally:
+            qemu.terminate()
+            qemu.wait(10)
+    run(["check", f"registers:{trace}", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    found = {r["case"] for r in shown["results"] if r["verdict"] == "fail"}
+    assert found == wrong
+    assert sum(r["verdict"] == "pass" for r in shown["results"]) >= 20

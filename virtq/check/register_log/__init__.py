@@ -1,10 +1,13 @@
 """Judging a driver by what it does to a device's registers: `virtq check registers:FILE`.
 
-log       the file: a JSON object for each access, which any VMM or bus analyzer can write
-qemu      the same from a trace of QEMU's
-trail     what each access means, and how things stood when it came
-rules     what a rule is
-general   those for any bus; pci, mmio: those for one
+Its parts, from the file to the verdict:
+
+    log       the file: a JSON object for each access, which any VMM or bus analyzer can write
+    qemu      the same from a trace of QEMU's
+    trail     what each access means, and how things stood when it came
+    rules     what a rule is
+    initialization, general   those for any bus
+    pci, mmio                 those for one
 """
 
 from __future__ import annotations
@@ -15,13 +18,13 @@ from itertools import chain, islice
 from pathlib import Path
 
 from virtq.check.case import Broken, Case, NotObservable, Verdict
-from virtq.check.register_log import general, mmio, pci, qemu
+from virtq.check.register_log import general, initialization, mmio, pci, qemu
 from virtq.check.register_log.log import Log, LogError, parse
 from virtq.check.register_log.rules import RULES
 from virtq.check.register_log.trail import Trail, follow
 from virtq.check.run import Result
 
-_KINDS = (general, mmio, pci)
+_KINDS = (initialization, general, mmio, pci)
 """Importing these registers their rules."""
 
 __all__ = ["RULES", "Log", "LogError", "judge", "read"]

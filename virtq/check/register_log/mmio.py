@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtq.check.register_log import general
+from virtq.check.register_log import general, initialization
 from virtq.check.register_log.rules import expect, queue_lives, rule
 from virtq.check.register_log.trail import ADDRESSES, Step, Trail
 from virtq.features import F
@@ -193,7 +193,7 @@ def no_shared_memory(trail: Trail) -> int:
 @rule("mmio.init.drv.generic-procedure", bus="mmio")
 def the_general_procedure(trail: Trail) -> int:
     """After that, initialization goes as on any bus."""
-    return general.keeps_the_order(trail)
+    return initialization.keeps_the_order(trail)
 
 
 # Features
@@ -284,6 +284,22 @@ def reads_a_stopped_queue(trail: Trail) -> int:
                     after[0] if after else f"nothing after {step}",
                 )
                 seen += 1
+    return seen
+
+
+@rule("mmio.reg.drv.stop-write-zero", bus="mmio")
+def stops_by_writing_zero(trail: Trail) -> int:
+    """A queue that is ready is stopped by 0 in QueueReady, or reset, before it is set up anew."""
+    seen = 0
+    for step in trail.steps:
+        if step.puts("queue_enable") and step.value == 1:
+            expect(
+                step.queue not in step.enabled,
+                f"0 written to QueueReady of queue {step.queue} before 1 is again",
+                step,
+            )
+        elif step.puts("queue_enable") and step.value == 0:
+            seen += step.queue in step.enabled
     return seen
 
 

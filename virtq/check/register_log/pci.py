@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from virtq.check.register_log import general
+from virtq.check.register_log import general, initialization
 from virtq.check.register_log.rules import expect, queue_lives, rule
 from virtq.check.register_log.trail import ADDRESSES, Step, Trail, capabilities, known_config
 from virtq.features import F
@@ -75,7 +75,7 @@ def _is_driven_with(trail: Trail, strange: Callable[[Mapping[int, int], int], bo
     if not found or not any(step.field for step in trail.steps):
         return 0
     expect(
-        any(general.sets(step, Status.DRIVER_OK) for step in trail.steps),
+        any(initialization.sets(step, Status.DRIVER_OK) for step in trail.steps),
         f"a function driven that has such a capability, at {found[0]:#x}",
         "no DRIVER_OK",
     )
@@ -185,7 +185,7 @@ def configures_first(trail: Trail) -> int:
 @rule("pci.common.drv.wait-reset", bus="pci")
 def waits_for_its_reset(trail: Trail) -> int:
     """After a reset, device_status is read as 0 before the device is initialized again."""
-    return general.status_is_awaited(trail)
+    return initialization.status_is_awaited(trail)
 
 
 @rule("pci.common.drv.no-enable-zero", bus="pci")
@@ -246,7 +246,7 @@ def tables_of_any_size(trail: Trail) -> int:
     if size is None or 1 < size <= 256 or not any(step.field for step in trail.steps):
         return 0
     expect(
-        any(general.sets(step, Status.DRIVER_OK) for step in trail.steps),
+        any(initialization.sets(step, Status.DRIVER_OK) for step in trail.steps),
         f"a function driven that has an MSI-X table of {size}",
         "no DRIVER_OK",
     )
