@@ -117,7 +117,13 @@ class MindsNoIndex(Reference):
 
 @catches("malformed.skipped_buffers_that_were_not_written")
 class DiesOfWhatIsMissing(Reference):
-    """Its buffers' checks fail, which it takes for its own mistake."""
+    def ask(self, queue: int, number: int) -> Asked:
+        asked = super().ask(queue, number)
+
+        def check(reply: bytes, written: int) -> None:
+            assert not reply or reply[-1] == 0, "who wrote that?"
+
+        return Asked(asked.readable, asked.writable, check)
 
 
 @catches("malformed.reserved_event_flags")
