@@ -178,7 +178,7 @@ class BackEnd:
         """Nothing is asked: a mutant may not answer."""
         disk = self.disk
         return Subject(
-            "reference:", self.open, disk.device_id, disk.offered, "vhost-user", self.dial
+            "reference:", self.open, disk.device_id, disk.offered, "vhost-user", dial=self.dial
         )
 
     def dial(self) -> socket.socket:
