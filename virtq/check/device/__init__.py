@@ -2,6 +2,8 @@
 
 from virtq.check.device import (
     blk,
+    console,
+    entropy,
     features,
     framing,
     in_order,
@@ -12,13 +14,17 @@ from virtq.check.device import (
     queue_reset,
     split,
     status,
+    suspend,
     vhost_user_memory,
     vhost_user_messages,
     vhost_user_rings,
+    vsock,
 )
 
 __all__ = [
     "blk",
+    "console",
+    "entropy",
     "features",
     "framing",
     "in_order",
@@ -29,7 +35,9 @@ __all__ = [
     "queue_reset",
     "split",
     "status",
+    "suspend",
     "vhost_user_memory",
     "vhost_user_messages",
     "vhost_user_rings",
+    "vsock",
 ]
