@@ -18,7 +18,7 @@ from virtq._core import DeviceQueue, Memory, Position
 from virtq.errors import ConfigError, FeatureError, PeerGone
 from virtq.features import F
 from virtq.status import DeviceStatus, Phase, Status, Step
-from virtq.transports.base import DeviceSide, QueueEnd
+from virtq.transports.base import DeviceSide, QueueEnd, WritableEarly
 
 log = logging.getLogger("virtq.loopback")
 
@@ -143,8 +143,10 @@ class LoopbackTransport:
         return self._ask(lambda: self.device.read_config(offset, length))
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Raises ConfigError as the device does, and while features are negotiated (3.1.1)."""
-        if not self._status.value & Status.FEATURES_OK:
+        """Raises ConfigError as the device does, and while features are negotiated (3.1.1), unless
+        the device has something that can be written at any time."""
+        early = isinstance(self.device, WritableEarly) and self.device.config_writable_early
+        if not early and not self._status.value & Status.FEATURES_OK:
             raise ConfigError("the configuration cannot be written before FEATURES_OK (3.1.1)")
         self._ask(lambda: self.device.write_config(offset, data))
 
