@@ -93,7 +93,8 @@ _DRAIN_S = 2.0
 
 def offered_features(device: DeviceSide) -> int:
     """The feature bits that a back-end for this device offers."""
-    features = int(device.offered_features) & ~TRANSPORT_FEATURES
+    # vhost-user has messages for the status, but none that says how to suspend with them.
+    features = int(device.offered_features) & ~(TRANSPORT_FEATURES | F.SUSPEND)
     if not isinstance(device, TranslatedDevice):
         features &= ~int(F.ACCESS_PLATFORM)
     return features | TRANSPORT_FEATURES
