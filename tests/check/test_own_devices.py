@@ -152,3 +152,5 @@ def test_over_vhost_user(capsys: pytest.CaptureFixture[str], tmp_path: Path, kin
             n for n, came in found.items() if n.startswith("vhost_user") and "pass" not in came
         ]
         assert len(aside) <= 8, aside
+        assert found["vhost_user_memory.the_dirty_log"] == {"pass"}
+        assert found["vhost_user_memory.logging_begins"] == {"pass"}
