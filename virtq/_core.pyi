@@ -4,7 +4,7 @@ Addresses are guest addresses in bytes unless a name says `user`; lengths are by
 Sections are those of VIRTIO 1.4.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple, final
 
@@ -222,14 +222,20 @@ class DeviceQueue:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object],
-        failed: Callable[[Request, Exception], object],
+        failed: Callable[[Request, BaseException], object],
         max: int,
+        waits: Callable[[Request, Coroutine[Any, Any, Any], Any], object] | None = None,
     ) -> int:
         """Take up to `max` buffers and call `handler` with each; returns how many there were. An
         int or None as the result completes the request (None: with `request.written`). What else
         it returns, or what `complete` refuses, `finish` is called with; `failed`, with what it
-        raised. A request that the handler does not keep is the next one's object as well. Raises
-        what `take` and the callbacks raise."""
+        raised. A request that the handler does not keep is the next one's object as well.
+
+        With `waits`, which takes a task to call from: coroutines that the handler returns take
+        their first step at once, up to the first that waits. With that one and what it waits for
+        `waits` is called; those behind it go to `finish` without having begun.
+
+        Raises what `take` and the callbacks raise."""
     def linger(self, microseconds: int) -> bool:
         """Look for available buffers for so long (at most 1000) without sleeping, and without the
         interpreter lock; True if there are some."""

@@ -19,6 +19,7 @@ use crate::batch::{PyBatch, Shelf};
 use crate::errors::to_py;
 use crate::inflight::Inflight;
 use crate::memory::Memory as PyMemory;
+use crate::serve::Sequel;
 
 /// A wait that does not sleep is short.
 const LINGER_MOST_US: u32 = 1000;
@@ -223,6 +224,7 @@ impl PyDeviceQueue {
         batch.put_back(&self.queue, start)
     }
 
+    #[pyo3(signature = (handler, finish, failed, max, waits=None))]
     fn serve(
         &self,
         py: Python<'_>,
@@ -230,8 +232,10 @@ impl PyDeviceQueue {
         finish: &Bound<'_, PyAny>,
         failed: &Bound<'_, PyAny>,
         max: usize,
+        waits: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
-        crate::serve::serve(py, self.shelf.take(max)?, handler, finish, failed)
+        let sequel = Sequel { finish, failed, waits };
+        crate::serve::serve(py, self.shelf.take(max)?, handler, sequel)
     }
 
     fn linger(&self, py: Python<'_>, microseconds: u32) -> bool {

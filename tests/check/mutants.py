@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from tests.check.reference import Packed, Reference, Served, Split
+from tests.check.reference import RAM_BYTES, Packed, Reference, Served, Split
 from virtq._core import Position
 from virtq.features import F
 from virtq.model.memory import INDIRECT, NEXT, WRITE, DeviceHalf, Piece, Taken
@@ -20,31 +20,28 @@ from virtq.model.memory import Position as ModelPosition
 from virtq.model.notify import PackedEvent
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.status import Status
-from virtq.wire.blk import BlkFeature, Header, Segment, Type
-from virtq.wire.blk import Status as BlkStatus
+from virtq.transports.base import DriverTransport
+from virtq.wire.blk import BlkFeature
 
-CATCHES: dict[type[Reference], tuple[str, ...]] = {}
-REFERENCES: dict[str, tuple[type[Reference], ...]] = {}
+T = TypeVar("T", bound=DriverTransport)
+
+CATCHES: dict[type[DriverTransport], tuple[str, ...]] = {}
+REFERENCES: dict[str, tuple[type[DriverTransport], ...]] = {}
 """The devices that are right, by area of cases: every case has to pass on one of them, and to fail
 on none. Areas that are not here have the reference alone."""
-BUSES: dict[type[Reference], str] = {}
+BUSES: dict[type[DriverTransport], str] = {}
 """References that stand behind a bus: "pci" or "mmio"."""
-
-
-class ReadOnly(Reference):
-    offered = Reference.offered | int(BlkFeature.RO)
 
 
 class SplitOnly(Reference):
     offered = Reference.offered & ~int(F.RING_PACKED)
 
 
-REFERENCES["blk"] = (Reference, ReadOnly)
 REFERENCES["features"] = (Reference, SplitOnly)
 
 
-def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:
-    def register(mutant: type[Reference]) -> type[Reference]:
+def catches(*cases: str) -> Callable[[type[T]], type[T]]:
+    def register(mutant: type[T]) -> type[T]:
         CATCHES[mutant] = cases
         return mutant
 
@@ -54,7 +51,7 @@ def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:
 # Status and reset
 
 
-@catches("status.reset_reads_zero")
+@catches("status.reset_reads_zero", "in_order_resets.a_reset_with_buffers_outstanding")
 class KeepsAStatusBit(Reference):
     def reset(self) -> None:
         self.forget_queues()
@@ -383,73 +380,6 @@ class WritesTheDriverArea(Reference):
             self.ring.driver_event = PackedEvent(7, 0, 0)
 
 
-# In order
-
-
-@catches(
-    "in_order.batches",
-    "in_order.a_full_ring",
-    "in_order.around_the_end",
-    "in_order.mixed_sizes",
-    "in_order.indirect_within_a_batch",
-    "in_order.event_index_within_a_batch",
-    "in_order.a_long_random_run",
-    "packed.many_at_once",
-)
-class NamesTheFirstOfABatch(Reference):
-    class split(Split):
-        def _use(self, batch: list[Taken]) -> None:
-            super()._use(batch)
-            if self.in_order:
-                slot = (self.used_idx - len(batch)) % self.size
-                self.ring.set_used(slot, batch[0].id, self.ring.used(slot)[1])
-
-    class packed(Packed):
-        def _use(self, batch: list[Taken]) -> None:
-            slot = self.next_used.slot
-            super()._use(batch)
-            if self.in_order:
-                self.ring.set_desc(slot, self.ring.desc(slot)._replace(id=batch[0].id))
-
-
-@catches("in_order.one_by_one", "in_order.after_a_reset")
-class SwapsTheSecondAndThird(Reference):
-    """Of buffers that come one by one, it keeps the second until the third is done."""
-
-    held: Taken | None = None
-    seen = 0
-
-    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
-        self.seen += len(taken)
-        if half.in_order and self.seen >= 2:
-            return  # never comes
-        super().use(half, taken)
-
-
-@catches("in_order.skipped_buffers_are_full")
-class SkipsWhatIsShort(Reference):
-    class split(Split):
-        def complete(self, buffer: Taken, written: int) -> None:
-            super().complete(buffer, buffer.writable if self.in_order else written)
-
-    class packed(Packed):
-        def complete(self, buffer: Taken, written: int) -> None:
-            super().complete(buffer, buffer.writable if self.in_order else written)
-
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        status, reply = super().request(header, data, room)
-        return status, reply[: len(reply) // 2] if header.type == Type.GET_ID else reply
-
-    def put_last(self, buffer: Taken, status: int) -> None:
-        """The status of what was cut is where the data ended."""
-        length = buffer.writable
-        if length != 21:
-            super().put_last(buffer, status)
-            return
-        self.memory.write(buffer.pieces[-1].address, b"x" * 10 + b"\xa5" * 10 + b"\xa5")
-        self.memory.write(buffer.pieces[-1].address, b"\0" * 10)
-
-
 # Indirect
 
 
@@ -533,6 +463,7 @@ class HeaderInOnePiece(Reference):
     "notifications.a_descriptor_event_is_hit",
     "notifications.a_descriptor_event_within_a_batch",
     "in_order.event_index_within_a_batch",
+    "in_order.an_event_at_every_place_of_a_batch",
 )
 class NeverCalls(Reference):
     def notify(self, served: Served) -> None:
@@ -544,6 +475,7 @@ class NeverCalls(Reference):
     "notifications.the_event_index_is_missed",
     "notifications.event_flags_disable",
     "notifications.a_descriptor_event_is_missed",
+    "in_order.an_event_at_every_place_of_a_batch",
 )
 class AlwaysCalls(Reference):
     def notify(self, served: Served) -> None:
@@ -568,7 +500,9 @@ class MindsFlagsWithEventIdx(Reference):
             return super()._call_wanted() and not self.ring.avail_flags
 
 
-@catches("notifications.an_event_index_within_a_batch")
+@catches(
+    "notifications.an_event_index_within_a_batch", "in_order.an_event_at_every_place_of_a_batch"
+)
 class ComparesOnlyTheFirst(Reference):
     class split(Split):
         def _call_wanted(self) -> bool:
@@ -603,85 +537,104 @@ class IgnoresAQueueReset(Reference):
         return Position(0, 1, 0, 1, 0)
 
 
-# Malformed rings
+# Features, and what else belongs to every device
 
 
-@catches(
-    "malformed.a_buffer_nowhere",
-    "malformed.an_address_that_overflows",
-    "malformed.a_length_of_zero",
-    "malformed.a_loop",
-    "malformed.a_head_beyond_the_table",
-    "malformed.an_index_that_jumps",
-    "malformed.a_table_of_odd_length",
-    "malformed.a_table_of_no_length",
-    "malformed.a_table_with_next",
-    "malformed.a_list_longer_than_the_ring",
-    "malformed.readable_after_writable",
-)
-class DiesOfAMalformedRing(Reference):
+@catches("features.a_layout_that_works")
+class NoLayout(Reference):
     def serve(self, served: Served) -> None:
-        try:
-            super().serve(served)
-        except Exception:
-            self.gone = True
-            raise
+        """It serves nobody."""
 
 
-# The disk
+@catches("features.addresses_are_what_they_are")
+class ReachesHalfTheMemory(Reference):
+    def handle(self, buffer: Taken) -> int:
+        middle = self.memory.regions[0].guest_addr + RAM_BYTES // 2
+        if any(piece.address >= middle for piece in buffer.pieces):
+            raise ValueError("beyond what it reaches")
+        return super().handle(buffer)
 
 
-@catches("blk.read_and_write", "blk.zeroes_read_as_zeroes")
-class ForgetsWrites(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        if header.type == Type.OUT:
-            return BlkStatus.OK, b""
-        if header.type == Type.WRITE_ZEROES:
-            return BlkStatus.OK, b""
-        return super().request(header, data, room)
+class Platform(Reference):
+    offered = Reference.offered | int(F.ACCESS_PLATFORM | F.ORDER_PLATFORM)
 
 
-@catches("blk.an_unknown_request", "blk.zone_requests_without_zoned")
-class KnowsEverything(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        status, reply = super().request(header, data, room)
-        return (BlkStatus.OK if status == BlkStatus.UNSUPP else status), reply
+REFERENCES["features"] = (*REFERENCES["features"], Platform)
 
 
-@catches("blk.beyond_the_end")
-class HasNoEnd(Reference):
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        if header.type == Type.IN:
-            return BlkStatus.OK, bytes(room)
-        return super().request(header, data, room)
+@catches("features.access_platform_declined", "features.order_platform_declined")
+class NeverAgain(Platform):
+    """Once something was declined, it takes nothing any more."""
+
+    declined = False
+
+    def accepts(self, features: int) -> bool:
+        both = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
+        self.declined = self.declined or not features & both
+        return not self.declined and super().accepts(features)
 
 
-@catches("blk.read_only")
-class WritesReadOnly(Reference):
-    offered = Reference.offered | int(BlkFeature.RO)
-
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        return (
-            (BlkStatus.OK, b"") if header.type == Type.OUT else super().request(header, data, room)
-        )
+class OnMmio(Reference):
+    """Behind virtio-mmio, as far as feature bits go."""
 
 
-@catches("blk.padding")
-class NoisyPadding(Reference):
-    @property
-    def config(self) -> bytes:
-        config = bytearray(super().config)
-        config[33] = 1
-        return bytes(config)
+BUSES[OnMmio] = "mmio"
+REFERENCES["features"] = (*REFERENCES["features"], OnMmio)
 
 
-@catches("blk.writeback_without_flush")
-class WritebackAlways(Reference):
-    def writeback(self) -> int:
-        return 1
+@catches("features.what_belongs_to_pci")
+class VirtualFunctionsOnMmio(OnMmio):
+    offered = Reference.offered | int(F.SR_IOV)
 
 
-@catches("blk.discard_with_flags", "blk.zeroes_with_flags")
-class IgnoresFlags(Reference):
-    def ranges(self, kind: int, segments: Sequence[Segment]) -> int:
-        return super().ranges(kind, [segment._replace(flags=0) for segment in segments])
+@catches("features.what_belongs_to_pci")
+class AdministrationOnMmio(OnMmio):
+    offered = Reference.offered | int(F.ADMIN_VQ)
+
+
+@catches("split.an_entry_is_whole_when_the_index_says_so")
+class LengthLater(Reference):
+    """The index first, the length after it."""
+
+    class split(Split):
+        def flush(self) -> int:
+            slot = self.used_idx % self.size
+            before = self.ring.used(slot)
+            done = super().flush()
+            if done:
+                now = self.ring.used(slot)
+                self.ring.set_used(slot, now[0], before[1])
+                self.ring.used_idx = self.used_idx
+                time.sleep(0.002)
+                self.ring.set_used(slot, *now)
+            return done
+
+
+@catches("split.one_entry_for_each")
+class BatchesWithoutOrder(Reference):
+    """One used entry for several buffers, though IN_ORDER was not negotiated."""
+
+    class split(Split):
+        def flush(self) -> int:
+            had, self.in_order = self.in_order, True
+            try:
+                return super().flush()
+            finally:
+                self.in_order = had
+
+
+@catches("packed.a_list_of_the_whole_ring")
+class CountsTheWrapTwice(Reference):
+    class packed(Packed):
+        def _use(self, batch: list[Taken]) -> None:
+            super()._use(batch)
+            if sum(buffer.slots for buffer in batch) == self.size:
+                self.next_used = self.next_used._replace(wrap=1 - self.next_used.wrap)
+
+
+@catches("packed.a_list_of_the_whole_ring")
+class ShortListsOnly(Reference):
+    def handle(self, buffer: Taken) -> int:
+        if len(buffer.pieces) > 4:
+            raise ValueError("a list that is too long")
+        return super().handle(buffer)

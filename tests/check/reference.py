@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import os
 import select
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtq._core import Memory, Position
-from virtq.errors import PeerGone
+from virtq.errors import ConfigError, PeerGone, TransportError
 from virtq.features import F
 from virtq.model.memory import DeviceHalf, Taken, Violation
 from virtq.model.packed import PackedDevice
 from virtq.model.split import SplitDevice
 from virtq.status import Status
 from virtq.transports.base import QueueEnd
-from virtq.wire.blk import BlkFeature, Header, Segment, Type
+from virtq.wire.blk import HEADER_BYTES, BlkConfig, BlkFeature, Geometry, Header, Segment, Type
 from virtq.wire.blk import Status as BlkStatus
+from virtq.wire.layout import pack
 
 RAM_BYTES = 8 << 20
 SECTORS = 64
@@ -57,6 +57,9 @@ class Reference:
         | F.INDIRECT_DESC
         | F.EVENT_IDX
         | F.RING_RESET
+        | BlkFeature.SIZE_MAX
+        | BlkFeature.SEG_MAX
+        | BlkFeature.GEOMETRY
         | BlkFeature.FLUSH
         | BlkFeature.CONFIG_WCE
         | BlkFeature.DISCARD
@@ -65,16 +68,20 @@ class Reference:
     )
     size_max = 256
     device_id: int | None = 2
-    queue_count = 1
+    queue_count = 2
+    sectors = SECTORS
     look_again_s = 0.05
 
     def __init__(self) -> None:
         self.memory = Memory.allocate(RAM_BYTES, 1 << 20)
-        self.status = self.features = 0
+        self.status: int = 0
+        self.features = 0
         self.queues: dict[int, Served] = {}
         self.lock = threading.RLock()
         self.gone = False
-        self.content = bytearray(os.urandom(SECTORS * 512))
+        self.content = bytearray(os.urandom(self.sectors * 512))
+        self.config_changed: Callable[[], None] | None = None
+        self.written_writeback: int | None = None
         self._wake, self._end = os.eventfd(0, os.EFD_NONBLOCK), False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -86,13 +93,26 @@ class Reference:
 
     @property
     def config(self) -> bytes:
-        """Capacity first, writeback at 32."""
-        config = bytearray(60)
-        struct.pack_into("<Q", config, 0, SECTORS)
-        config[32] = self.writeback()
-        return bytes(config)
+        return pack(self.blk_config())
+
+    def blk_config(self) -> BlkConfig:
+        return BlkConfig(
+            capacity=self.sectors,
+            size_max=4096,
+            seg_max=30,
+            geometry=Geometry(2, 4, 8),
+            writeback=self.writeback(),
+            num_queues=self.queue_count,
+            max_discard_sectors=32,
+            max_discard_seg=4,
+            discard_sector_alignment=1,
+            max_write_zeroes_sectors=32,
+            max_write_zeroes_seg=4,
+        )
 
     def writeback(self) -> int:
+        if self.written_writeback is not None:
+            return self.written_writeback
         return int(not self.features or bool(self.features & BlkFeature.FLUSH))
 
     @property
@@ -103,10 +123,18 @@ class Reference:
         return self.config[offset : offset + length]
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Nothing of it can be written."""
+        """Nothing but writeback can be written."""
+        if offset != 32 or len(data) != 1 or not self.features & BlkFeature.CONFIG_WCE:
+            raise ConfigError(f"configuration byte {offset} cannot be written")
+        self.written_writeback = data[0]
 
     def on_config_change(self, callback: Callable[[], None] | None) -> None:
-        """It never changes."""
+        self.config_changed = callback
+
+    def tell_of_change(self) -> None:
+        """Send a configuration change notification."""
+        if self.config_changed is not None and self.status & Status.DRIVER_OK:
+            self.config_changed()
 
     # Initialization
 
@@ -135,6 +163,7 @@ class Reference:
 
     def reset(self) -> None:
         self.status = self.features = 0
+        self.written_writeback = None
         self.forget_queues()
 
     def forget_queues(self) -> None:
@@ -149,6 +178,7 @@ class Reference:
     # Queues
 
     def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
+        self.check_size(queue.size)
         kick, call = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
         queue.set_kick(kick)
         queue.set_call(call)
@@ -158,6 +188,11 @@ class Reference:
             half = self.make_half(queue.size, desc, driver, device)
             self.queues[queue.index] = Served(half, kick, call)
         self._look()
+
+    def check_size(self, size: int) -> None:
+        whole = self.features & F.RING_PACKED or not size & (size - 1)
+        if size > self.size_max or not whole:
+            raise TransportError(f"reference: a queue of {size} slots is refused")
 
     def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
         layout: Any = self.packed if self.features & F.RING_PACKED else self.split
@@ -190,9 +225,16 @@ class Reference:
                         try:
                             self.serve(served)
                         except (Violation, ValueError, OverflowError, TypeError, IndexError):
-                            served.broken = True
+                            self.give_up(served)
                         except Exception as error:  # memory that is not there
-                            served.broken = "mapped" in str(error) or "64 bits" in str(error)
+                            if "mapped" in str(error) or "64 bits" in str(error):
+                                self.give_up(served)
+
+    def give_up(self, served: Served) -> None:
+        """A queue is broken: nothing but a reset helps."""
+        served.broken = True
+        self.status = self.status | Status.DEVICE_NEEDS_RESET
+        self.tell_of_change()
 
     def serve(self, served: Served) -> None:
         half = served.half
@@ -219,9 +261,14 @@ class Reference:
 
     def handle(self, buffer: Taken) -> int:
         """Serve a request; returns the bytes written."""
-        data = buffer.read()
-        status, reply = self.request(Header.parse(data[:16]), data[16:], buffer.writable - 1)
-        room = buffer.writable - 1
+        data, room = buffer.read(), buffer.writable - 1
+        if room < 0:
+            return 0
+        status: int = BlkStatus.IOERR
+        reply = b""
+        if len(data) >= HEADER_BYTES:
+            header = Header.parse(data[:HEADER_BYTES])
+            status, reply = self.request(header, data[HEADER_BYTES:], room)
         if len(reply) < room:
             # The status is the last byte; what lies between is not written.
             self.write(buffer, reply)
@@ -238,16 +285,17 @@ class Reference:
         self.memory.write(piece.address + piece.length - 1, bytes([status]))
 
     def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
+        """The status, and what is written before it."""
         at = header.sector * 512
         match header.type:
             case Type.GET_ID:
                 return BlkStatus.OK, b"reference".ljust(20, b"\0")
             case Type.IN:
-                if header.sector + room // 512 > SECTORS:
+                if header.sector + room // 512 > self.sectors:
                     return BlkStatus.IOERR, b""
                 return BlkStatus.OK, bytes(self.content[at : at + room])
             case Type.OUT:
-                if self.offered & BlkFeature.RO or header.sector + len(data) // 512 > SECTORS:
+                if self.offered & BlkFeature.RO or header.sector + len(data) // 512 > self.sectors:
                     return BlkStatus.IOERR, b""
                 self.content[at : at + len(data)] = data
                 return BlkStatus.OK, b""
@@ -262,6 +310,11 @@ class Reference:
         for segment in segments:
             if segment.flags & ~known:
                 return BlkStatus.UNSUPP
+        if self.offered & BlkFeature.RO:
+            return BlkStatus.IOERR
+        for segment in segments:
+            if segment.sector + segment.num_sectors > self.sectors:
+                return BlkStatus.IOERR
             if kind == Type.WRITE_ZEROES:
                 at = segment.sector * 512
                 self.content[at : at + 512 * segment.num_sectors] = bytes(512 * segment.num_sectors)

@@ -129,9 +129,7 @@ def test_in_one_process(capsys: pytest.CaptureFixture[str], tmp_path: Path, kind
 @pytest.mark.parametrize("kind", ["blk", "rng", "console"])
 def test_suspended(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     found = verdicts(capsys, f"loopback:{kind}?offer=+SUSPEND", "--only", "suspend")
-    skipped = [name for name, came in found.items() if "pass" not in came]
-    assert kind != "blk" or not skipped
-    assert len(skipped) <= 2
+    assert passed(found, "suspend") >= 5
 
 
 @pytest.mark.parametrize("kind", TYPES)

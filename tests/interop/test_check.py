@@ -11,8 +11,12 @@ import pytest
 
 from tests.interop.peers.availability import program
 from tests.interop.peers.qsd import BlockExport, StorageDaemon
-from virtq.check.run import OUR_FAULT
+from virtq.check.case import Verdict
+from virtq.check.run import OUR_FAULT, Subject, chosen
+from virtq.check.run import run as run_cases
 from virtq.cli import run
+from virtq.transports.base import DriverTransport
+from virtq.uri import open_transport
 
 QUICK = ("features", "in_order", "packed", "notifications")
 
@@ -33,7 +37,7 @@ def verdicts(
 
 @pytest.mark.parametrize(
     ("uri", "only"),
-    [("loopback:blk?size=1M", ()), ("loopback:net?port=sink", QUICK), ("loopback:rng", ())],
+    [("loopback:blk?size=1M", ("split",)), ("loopback:net?port=sink", QUICK), ("loopback:rng", ())],
 )
 def test_our_own_devices(
     capsys: pytest.CaptureFixture[str], uri: str, only: tuple[str, ...]
@@ -73,6 +77,25 @@ def test_qemu_dies_of_an_empty_table(capsys: pytest.CaptureFixture[str]) -> None
     found = verdicts(capsys, uri, *only, code=1)
     assert "crashed" in found["malformed.a_table_of_no_length"]
     assert found["status.reset_while_live"] == {"pass", "skipped"}
+
+
+@pytest.mark.interop
+def test_a_qemu_that_does_well_is_kept() -> None:
+    """It is started again after a crash, and not otherwise."""
+    program("qemu")
+    uri = "qtest:virtio-rng-pci,packed=on"
+    starts = []
+
+    def start() -> DriverTransport:
+        starts.append(uri)
+        return open_transport(uri)
+
+    subject = Subject.find(uri, start, None, "pci")
+    names = ("malformed.a_table_of_no_length", "status.reset_while_live")
+    found = [result.verdict for result in run_cases(subject, chosen(names))]
+    assert found.count(Verdict.CRASHED) == 1
+    assert found.count(Verdict.PASS) == 3
+    assert len(starts) == 1 + 2, "one to look, one until the crash, one after it"
 
 
 @pytest.mark.interop

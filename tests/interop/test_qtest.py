@@ -162,3 +162,17 @@ def test_probe(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["device"] == {"id": 1, "name": "net", "guessed": False}
     assert {"RING_PACKED", "IN_ORDER"} <= set(shown["features"]["names"])
     assert shown["queues"]["sizes"] == [256, 256, 64]
+
+
+def test_a_device_that_is_made_new_again(transport: QtestTransport) -> None:
+    """Nothing of what was before is in its memory, and it serves the next driver."""
+    disk = BlkDriver(transport)
+    disk.write(0, b"z" * 4096)
+    at = disk.arena.alloc(4096).addr
+    transport.memory.write(at, b"z" * 4096)
+    transport.renew()
+    assert transport.memory.read(at, 4096) == bytes(4096)
+    assert BlkDriver(transport).read(0, 4096) == b"z" * 4096
+    assert transport.change_config()
+    with pytest.raises(TransportError, match="not as it was"):
+        transport.renew()

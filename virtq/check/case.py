@@ -1,7 +1,9 @@
-"""What a case is: a function that drives a device and raises when a requirement does not hold.
+"""What a case is: a function that drives a device, or is one for a driver, and raises when a
+requirement does not hold.
 
 A case says which requirements it checks, what the device has to offer for it, and which kinds of
-ring it is about. It ends in one of these ways:
+ring it is about. Those about drivers (`party="driver"`) have names that begin with `driver.`.
+A case ends in one of these ways:
 
     it returns          pass
     Broken              fail: a requirement does not hold; expected, and what came
@@ -16,13 +18,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Any, Literal, TypeVar
 
 from virtq.check.catalogue import known
 from virtq.features import F, RingKind
 
-if TYPE_CHECKING:
-    from virtq.check.context import Context
+T = TypeVar("T")
 
 
 class Verdict(StrEnum):
@@ -45,7 +46,7 @@ class Broken(Exception):
 
 
 class NotObservable(Exception):
-    """This device, here, gives no occasion to see it; the text says why."""
+    """What is judged gives no occasion, here, to see it; the text says why."""
 
 
 class Hung(Exception):
@@ -66,10 +67,18 @@ KINDS = (
 )
 
 
+Party = Literal["device", "driver"]
+"""Who is judged."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A case: its name is its area and its function. `needs`: features that the device has to
-    offer. `kinds`: those it runs in, each on its own; empty for one that has no ring in it."""
+    offer. `kinds`: those it runs in, each on its own; empty for one that has no ring in it.
+
+    About drivers: `offers` is what the judge offers beside VERSION_1 and the kind of ring (None:
+    what it usually does), `alone` says that the driver is ended after it, `hostile` that the device
+    does what no device should."""
 
     name: str
     title: str
@@ -78,11 +87,19 @@ class Case:
     device_id: int | None
     bus: str | None
     kinds: tuple[RingKind, ...]
-    run: Callable[[Context], None]
+    run: Callable[[Any], None]
+    party: Party = "device"
+    offers: int | None = None
+    alone: bool = False
+    hostile: bool = False
+
+    def concerns(self, device_id: int | None, bus: str | None) -> bool:
+        """Whether it is about such a device, or about every device."""
+        return self.device_id in (None, device_id) and self.bus in (None, bus)
 
     @property
     def area(self) -> str:
-        return self.name.partition(".")[0]
+        return self.name.rpartition(".")[0]
 
 
 CASES: dict[str, Case] = {}
@@ -97,22 +114,26 @@ def case(
     packed: bool | None = None,
     in_order: bool | None = None,
     rings: bool = True,
-) -> Callable[[Callable[[Context], None]], Callable[[Context], None]]:
+    party: Party = "device",
+    offers: int | None = None,
+    alone: bool = False,
+    hostile: bool = False,
+) -> Callable[[Callable[[T], None]], Callable[[T], None]]:
     """Registers a function as a case. `ids`: the requirements that it checks. `device_id`, `bus`
     ("pci", "mmio" or "vhost-user"): what it is about, if not every device. `packed`, `in_order`:
-    the kinds of ring, None for both; with `rings=False` it runs once. Raises KeyError for an
-    unknown id."""
+    the kinds of ring, None for both; with `rings=False` it runs once. `party`: who is judged; for
+    drivers see `Case`. Raises KeyError for an unknown id."""
     for id in ids:
         known()[id]
 
-    def register(function: Callable[[Context], None]) -> Callable[[Context], None]:
+    def register(function: Callable[[T], None]) -> Callable[[T], None]:
         area = function.__module__.rpartition(".")[2]
         chosen = [
             kind
             for kind in KINDS
             if rings and packed in (None, kind.packed) and in_order in (None, kind.in_order)
         ]
-        name = f"{area}.{function.__name__}"
+        name = f"{'driver.' if party == 'driver' else ''}{area}.{function.__name__}"
         assert name not in CASES, name
         CASES[name] = Case(
             name=name,
@@ -123,6 +144,10 @@ def case(
             bus=bus,
             kinds=tuple(chosen),
             run=function,
+            party=party,
+            offers=offers,
+            alone=alone or hostile,
+            hostile=hostile,
         )
         return function
 

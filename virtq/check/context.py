@@ -6,13 +6,17 @@ import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from virtq.check.case import NotObservable
+from virtq.check.case import Broken, Hung, NotObservable
 from virtq.check.front import USUAL, Front
+from virtq.check.keep import Gone, Keeper
+from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
+from virtq.errors import VirtqError
 from virtq.features import F, RingKind, closed
-from virtq.transports.base import DriverTransport
+from virtq.transports.base import DriverTransport, Renewable
 from virtq.transports.vhost_user.messages import NO_FEATURE, P
 
 
@@ -33,16 +37,19 @@ class Context:
 
     def __init__(
         self,
-        open_transport: Callable[[], DriverTransport],
+        keeper: Keeper,
         *,
         kind: RingKind | None,
         device_id: int | None,
         patience_s: float,
         moment_s: float,
         seed: int = 0,
+        far_end: Finder = by_itself,
         dial: Callable[[], socket.socket] | None = None,
     ) -> None:
-        self._open = open_transport
+        self._keeper = keeper
+        self._well = False
+        self._find_far_end = far_end
         self._dial = dial
         self.device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
@@ -54,10 +61,31 @@ class Context:
     def session(self) -> Session:
         """A device that is reset and not initialized. A session that was open before is closed."""
         self._sessions.close()
-        session = Session(self._open(), patience_s=self._patience_s, moment_s=self._moment_s)
+        transport = self._keeper.open()
+        let_go = partial(self._let_go, transport)
+        try:
+            session = Session(
+                transport, patience_s=self._patience_s, moment_s=self._moment_s, let_go=let_go
+            )
+        except BaseException:
+            transport.close()
+            raise
         self._sessions.callback(session.close)
         self.last = session
         return session
+
+    def _let_go(self, transport: DriverTransport) -> None:
+        self._keeper.give_back(transport, well=self._well)
+
+    def far_end(self) -> FarEnd:
+        """The other end of the wire of the network device that was opened last. Raises
+        NotObservable if it cannot be reached."""
+        assert self.last is not None
+        end = self._find_far_end(self.last.transport)
+        if end is None:
+            raise NotObservable("there is no way to the other end of the device's wire (--port)")
+        self._sessions.callback(end.close)
+        return end
 
     def front(self, need: P = NO_FEATURE, take: P = USUAL) -> Front:
         """A vhost-user connection with `need` of the protocol features, and of `take` what is
@@ -112,5 +140,21 @@ class Context:
         session.go_live()
         return Live(session, ring, work)
 
-    def close(self) -> None:
+    def comes_back(self) -> bool:
+        """Whether a device that has closed the connection serves in another one: it has reset
+        itself, so to speak. One that the judge started has died with its transport."""
+        if self.last is None or isinstance(self.last.transport, Renewable):
+            return False
+        if self._keeper.ending():
+            return False
+        try:
+            live = self.live()
+            live.ring.serve(*live.jobs(4))
+        except (Broken, Hung, NotObservable, VirtqError, Gone):
+            return False
+        return True
+
+    def close(self, *, well: bool = False) -> None:
+        """`well`: the case has found nothing that speaks against using the device again."""
+        self._well = well
         self._sessions.close()

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 from virtq._core import Memory, Position
 from virtq.check.case import Broken, Hung, NotObservable, expect
-from virtq.check.session import POLL_S
+from virtq.check.waiting import POLL_S
 from virtq.errors import PeerGone, TransportError
 from virtq.transports.base import QueueEnd
 from virtq.transports.vhost_user import channel

@@ -14,6 +14,7 @@ import jinja2
 
 from virtq.check.case import CASES, Verdict
 from virtq.check.catalogue import Requirement, known, requirements, statements
+from virtq.check.register_log import RULES
 from virtq.check.run import Result
 
 SCHEMA = 1
@@ -34,7 +35,8 @@ def is_broken(results: Sequence[Result]) -> bool:
 def coverage() -> dict[str, tuple[int, int]]:
     """For each area of the catalogue: the requirements of them that a case checks, and those that
     can be observed."""
-    checked = {id for case in CASES.values() for id in case.requirements}
+    cases = (*CASES.values(), *RULES.values())
+    checked = {id for case in cases for id in case.requirements}
     areas: dict[str, tuple[int, int]] = {}
     for requirement in requirements().values():
         if requirement.observable != "no":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
@@ -11,8 +12,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from virtq.check import device
-from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Verdict
+from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Party, Verdict
 from virtq.check.context import Context
+from virtq.check.keep import Gone, Keeper, Lasting, Started
+from virtq.check.net.far_end import Finder, by_itself
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
@@ -53,8 +56,11 @@ class Subject:
     device_id: int | None
     offered: int
     bus: str | None
+    far_end: Finder = by_itself
     dial: Callable[[], socket.socket] | None = None
     """A vhost-user connection on which nothing was said yet."""
+    started: Started | None = None
+    """What starts it, if the judge does and not its transport."""
 
     @classmethod
     def find(
@@ -73,20 +79,23 @@ class Subject:
             known = transport.device_id if device_id is None else device_id
         finally:
             transport.close()
-        return cls(uri, open, known, offered, bus, dial)
+        return cls(uri, open, known, offered, bus, dial=dial)
 
 
-def chosen(patterns: Sequence[str]) -> list[Case]:
+def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case]:
     """The cases that a pattern such as `in_order.*` or `blk` (an area) names; all without one.
-    Raises UriError for a pattern that names none."""
+    `party`: only those about devices or drivers; for a driver's the `driver.` of the name can be
+    left out. Raises UriError for a pattern that names none."""
+    known = {name: case for name, case in CASES.items() if party in (None, case.party)}
     if not patterns:
-        return list(CASES.values())
+        return list(known.values())
     found: dict[str, Case] = {}
     for pattern in patterns:
+        wanted = {pattern, f"driver.{pattern}"} if party == "driver" else {pattern}
         named = {
             name: case
-            for name, case in CASES.items()
-            if fnmatchcase(name, pattern) or case.area == pattern
+            for name, case in known.items()
+            if case.area in wanted or any(fnmatchcase(name, each) for each in wanted)
         }
         if not named:
             raise UriError(f"no case is called {pattern!r}: --list shows them all")
@@ -102,21 +111,21 @@ def run(
     patience_s: float = PATIENCE_S,
     moment_s: float = MOMENT_S,
 ) -> Iterator[Result]:
-    """Run the cases, each in each of its kinds of ring; one result at a time. Always ends."""
-    for case in cases:
-        for kind in case.kinds or (None,):
-            if reason := _not_for(subject, case, kind):
-                yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
-            else:
-                yield _run_one(subject, case, kind, seed, patience_s, moment_s)
+    """Run the cases that are about the subject, each in each of its kinds of ring; one result at a
+    time. Always ends."""
+    with contextlib.closing(Keeper(subject.started or Lasting(subject.open))) as keeper:
+        for case in cases:
+            if not case.concerns(subject.device_id, subject.bus):
+                continue
+            for kind in case.kinds or (None,):
+                if reason := _not_for(subject, case, kind):
+                    yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
+                else:
+                    yield _run_one(keeper, subject, case, kind, seed, patience_s, moment_s)
 
 
 def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
     """Why the case does not apply; empty if it does."""
-    if case.device_id is not None and case.device_id != subject.device_id:
-        return "another device type"
-    if case.bus is not None and case.bus != subject.bus:
-        return "another bus"
     needed = case.needs | (kind.features if kind else F(0))
     if lacking := needed & ~subject.offered:
         return f"not offered: {describe(int(lacking), subject.device_id)}"
@@ -124,6 +133,7 @@ def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
 
 
 def _run_one(
+    keeper: Keeper,
     subject: Subject,
     case: Case,
     kind: RingKind | None,
@@ -132,12 +142,13 @@ def _run_one(
     moment_s: float,
 ) -> Result:
     context = Context(
-        subject.open,
+        keeper,
         kind=kind,
         device_id=subject.device_id,
         patience_s=patience_s,
         moment_s=moment_s,
         seed=seed,
+        far_end=subject.far_end,
         dial=subject.dial,
     )
     began = time.monotonic()
@@ -157,7 +168,12 @@ def _run_one(
     except Hung as hung:
         verdict, fields = Verdict.HUNG, {"reason": str(hung)}
     except PeerGone as gone:
-        verdict, fields = Verdict.CRASHED, {"reason": str(gone)}
+        # A back-end may give up the whole session for a malformed ring, if it takes the next one.
+        if not (case.area.startswith("malformed") and context.comes_back()):
+            told = ": ".join(filter(None, (str(gone), keeper.ending())))
+            verdict, fields = Verdict.CRASHED, {"reason": told}
+    except Gone as gone:
+        verdict, fields = Verdict.SKIPPED, {"reason": f"the device is gone: {gone}"}
     except TransportError as error:
         verdict, fields = Verdict.HUNG, {"reason": str(error)}
     except VirtqError as error:
@@ -167,5 +183,6 @@ def _run_one(
         log.exception("the case %s itself failed", case.name)
         verdict, fields = Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
     finally:
-        context.close()
+        well = verdict in (Verdict.PASS, Verdict.SKIPPED) and case.bus is None
+        context.close(well=well)
     return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)

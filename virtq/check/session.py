@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from virtq._core import Position
 from virtq.check.case import Broken, Hung
+from virtq.check.waiting import turns
+from virtq.errors import FeatureError
 from virtq.features import F
 from virtq.memory import Arena, Buffer
 from virtq.model.memory import AVAIL, USED, Added, DriverHalf, Violation
@@ -25,8 +26,9 @@ from virtq.model.split import Descriptor as SplitDescriptor
 from virtq.model.split import SplitDriver, SplitRing
 from virtq.status import Status
 from virtq.transports.base import DriverTransport
+from virtq.transports.vhost_user.frontend import Frontend
+from virtq.transports.vhost_user.messages import P
 
-POLL_S = 0.0001
 UNTOUCHED = 0xA5
 """What device-writable bytes hold before the device gets them."""
 
@@ -234,15 +236,20 @@ class Ring:
     def wait(self, count: int) -> list[Sent]:
         """Collect until `count` buffers are used, check each, and return them. Raises Hung."""
         done: list[Sent] = []
-        for _ in self._session.patience(f"{count} buffers of queue {self.index} are used"):
-            done += self.collect()
-            if len(done) >= count:
-                break
+        while len(done) < count:
+            done += self._next(f"{count} buffers of queue {self.index} are used")
         for sent in done:
             sent.check()
             for piece in (*sent.readable, *sent.writable):
                 self._session.arena.free(piece)
         return done
+
+    def _next(self, what: str) -> list[Sent]:
+        """What is used next; for each the device has its whole time."""
+        for _ in self._session.patience(what):
+            if done := self.collect():
+                return done
+        raise AssertionError("patience ends with Hung")
 
     def serve(self, *jobs: Job) -> list[Sent]:
         """Add, notify, wait."""
@@ -337,10 +344,18 @@ def _cut(job: Job, pieces: tuple[int, ...] | None) -> tuple[list[int], list[int]
 class Session:
     """A device from its reset on. Close it: it is reset again then, if it still can be."""
 
-    def __init__(self, transport: DriverTransport, *, patience_s: float, moment_s: float) -> None:
+    def __init__(
+        self,
+        transport: DriverTransport,
+        *,
+        patience_s: float,
+        moment_s: float,
+        let_go: Callable[[], None] | None = None,
+    ) -> None:
         """`patience_s`: how long to wait for what must come. `moment_s`: how long to look for what
-        must not."""
+        must not. `let_go`: what is done with the transport in the end, if it is not closed."""
         self.transport = transport
+        self._let_go = let_go or transport.close
         self.patience_s = patience_s
         self.moment_s = moment_s
         self.arena = Arena(transport.memory)
@@ -348,6 +363,12 @@ class Session:
         self.features = 0
         self.reset()
         self.offered = transport.read_features()
+
+    @property
+    def tells_status(self) -> bool:
+        """Whether the device learns its status; a vhost-user back-end may not have the message."""
+        transport = self.transport
+        return not isinstance(transport, Frontend) or bool(transport.protocol_features & P.STATUS)
 
     # Initialization (3.1.1)
 
@@ -364,9 +385,13 @@ class Session:
         self.transport.write_status(Status.ACKNOWLEDGE | Status.DRIVER)
 
     def negotiate(self, features: int) -> bool:
-        """Write the features and FEATURES_OK; whether the device kept it."""
+        """Write the features and FEATURES_OK; whether the device kept it. One that refuses the
+        features by the transport's own means did not."""
         self.acknowledge()
-        self.transport.write_features(features)
+        try:
+            self.transport.write_features(features)
+        except FeatureError:
+            return False
         self.features = features
         done = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
         self.transport.write_status(done)
@@ -395,7 +420,7 @@ class Session:
                 self.transport.write_status(0)
             self._forget_rings()
         finally:
-            self.transport.close()
+            self._let_go()
 
     def _forget_rings(self) -> None:
         for ring in self.rings.values():
@@ -406,21 +431,14 @@ class Session:
 
     def patience(self, what: str) -> Iterator[None]:
         """Turns until the patience ends, which raises Hung; the process is watched meanwhile."""
-        deadline = time.monotonic() + self.patience_s
-        while time.monotonic() < deadline:
+        for _ in turns(self.patience_s):
             yield
             self.transport.check()
-            time.sleep(POLL_S)
-        yield
         raise Hung(f"waited {self.patience_s} s for {what}")
 
     def moment(self) -> Iterator[None]:
         """Turns for a moment in which something must not happen."""
-        deadline = time.monotonic() + self.moment_s
-        while time.monotonic() < deadline:
-            yield
-            time.sleep(POLL_S)
-        yield
+        return turns(self.moment_s)
 
 
 def _eventfd() -> int:

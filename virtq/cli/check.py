@@ -1,31 +1,71 @@
-"""`virtq check`: a device, requirement by requirement."""
+"""`virtq check`: a device or a driver, requirement by requirement."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 import click
+from rich.console import Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from virtq.check import results as out
-from virtq.check.case import Case, Verdict
+from virtq.check.case import Case, Party, Verdict
+from virtq.check.driver import cases as driver_cases
+from virtq.check.driver.bench import WAIT_S, Bench
+from virtq.check.driver.peer import OFFERED
+from virtq.check.driver.start import Command
+from virtq.check.keep import Started
+from virtq.check.net.far_end import reached
+from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
-from virtq.cli.failures import EXIT_FAILED, beginning
+from virtq.check.unseen import UNSEEN
+from virtq.cli.check_registers import SCHEME, check_registers
+from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
-from virtq.cli.output import json_option, print_json, show, table
+from virtq.cli.output import facts, json_option, print_json, show, table
+from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
+from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
+
+assert driver_cases.__all__
 
 DIAL_TIMEOUT_S = 5.0
 
 
-@click.command(short_help="Judge a device, requirement by requirement.")
+@click.command(short_help="Judge a device or a driver, requirement by requirement.")
 @click.argument("uri", required=False)
+@click.option(
+    "--driver",
+    "is_driver",
+    is_flag=True,
+    help="Be the device, at a vhost-user socket, and judge the driver that comes.",
+)
+@click.option(
+    "--start",
+    metavar="COMMAND",
+    help="What starts it: {socket} is replaced; for a driver {features}, {packed}, {in_order} too.",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=WAIT_S,
+    show_default=True,
+    help="How long to wait for a driver, and for it to be ready.",
+)
 @click.option(
     "--only",
     metavar="PATTERN",
@@ -34,6 +74,11 @@ DIAL_TIMEOUT_S = 5.0
 )
 @click.option("--list", "as_list", is_flag=True, help="Show the cases and what they check.")
 @click.option("--coverage", is_flag=True, help="Show how much of the catalogue has a case.")
+@click.option(
+    "--port",
+    metavar="PLACE",
+    help="Where the other end of a network device's wire is: unix:PATH or packet:INTERFACE.",
+)
 @click.option("--type", "device_type", type=DEVICE_TYPE, help="The device type, if it is not told.")
 @click.option(
     "--seed", metavar="N", type=int, default=0, show_default=True, help="For what varies."
@@ -63,9 +108,13 @@ DIAL_TIMEOUT_S = 5.0
 def check(
     ctx: click.Context,
     uri: str | None,
+    is_driver: bool,
+    start: str | None,
+    wait_s: float,
     only: Sequence[str],
     as_list: bool,
     coverage: bool,
+    port: str | None,
     device_type: int | None,
     seed: int,
     repeat: int,
@@ -76,25 +125,43 @@ def check(
     as_json: bool,
 ) -> None:
     """Drive a device in every kind of ring that it offers, do what drivers do and what they should
-    not, and tell which requirements of VIRTIO 1.4 hold.
+    not, and tell which requirements of VIRTIO 1.4 hold. With --driver it is the reverse: be the
+    device, and judge the driver.
 
-    The device is reset many times, and a disk's first sectors are written and put back.
+    A device is reset many times, and a disk's first sectors are written and put back. A driver has
+    to keep the device busy; with --start it is started and ended many times, otherwise it may be
+    started, reset or connected again by whoever has it.
+
+    With registers:FILE a driver is judged by what it did to a device's registers: FILE has a JSON
+    object for each access (docs/howto/registers.md), or is a trace of QEMU's.
+
+    Frames are sent to a network device, and those that it transmits are looked at. QEMU's own and
+    one on a hub in this process are reached by themselves; for others, --port names the other end
+    of the wire: unix:PATH, a stream socket that listens, with the framing of QEMU's netdev stream,
+    or packet:NAME, a network interface of this host, such as the tap that a back-end has.
 
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
       virtq check qtest:virtio-blk-pci,packed=on,in_order=on --report report.html
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
+      virtq check vhost-user:/run/d.sock --start 'my-back-end --socket {socket}'
+      virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
+      virtq check registers:accesses.jsonl
+      virtq check vhost-user:/run/net.sock --port packet:tap0
       virtq check --list
       virtq check --coverage
 
-    Exit status: 0 if everything holds, 1 if a requirement does not (or the device hung or crashed),
-    2 if the device could not be judged.
+    Exit status: 0 if everything holds, 1 if a requirement does not (or what is judged hung or
+    crashed), 2 if it could not be judged.
     """
+    party: Party | None = "driver" if is_driver else None if as_list else "device"
+    if uri is not None and uri.startswith(SCHEME):
+        ctx.exit(check_registers(uri, only, junit, sarif, report, as_json))
     with beginning():
-        cases = chosen(only)
+        cases = chosen(only, party)
     if as_list:
-        _list(cases, as_json)
+        _list([*cases, *(() if only else RULES.values())], as_json)
         return
     if coverage:
         _coverage(as_json)
@@ -104,17 +171,36 @@ def check(
     with beginning():
         for file in filter(None, (junit, sarif, report)):
             out.write(file, "")  # that it cannot be written should be known before, not after
-    with beginning(uri):
-        subject = _subject(uri, device_type)
     done: list[Result] = []
-    total = sum(len(case.kinds) or 1 for case in cases) * repeat
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with _quiet(), Progress(*columns, transient=True, disable=as_json) as progress:
+    with contextlib.ExitStack() as stack:
+        with beginning(uri):
+            if is_driver:
+                judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
+                turns = (judge.run(cases, seed=seed + turn) for turn in range(repeat))
+                device_id: int | None = judge.device_id
+                bus = None
+            else:
+                where, far_end = stack.enter_context(reached(uri, port))
+                subject = replace(
+                    _subject(where, device_type, start, stack), uri=uri, far_end=far_end
+                )
+                device_id, bus = subject.device_id, subject.bus
+                turns = (
+                    run(subject, cases, seed=seed + turn, patience_s=patience_s)
+                    for turn in range(repeat)
+                )
+        about = [case for case in cases if case.concerns(device_id, bus)]
+        if not about:
+            name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
+            raise Unusable(f"{uri}: none of these cases is about it ({name})")
+        total = sum(len(case.kinds) or 1 for case in about) * repeat
+        stack.enter_context(_quiet())
+        progress = stack.enter_context(Progress(*columns, transient=True, disable=as_json))
         task = progress.add_task("", total=total)
-        for turn in range(repeat):
-            for result in run(subject, cases, seed=seed + turn, patience_s=patience_s):
-                done.append(result)
-                progress.update(task, advance=1, description=result.case.name)
+        for result in chain.from_iterable(turns):
+            done.append(result)
+            progress.update(task, advance=1, description=result.case.name)
     with beginning():
         for path, text in (
             (junit, out.as_junit),
@@ -126,7 +212,10 @@ def check(
     if as_json:
         print_json(out.as_json(uri, done))
     else:
-        _show(subject, done)
+        _show(uri, device_id, done, len(cases) - len(about))
+    if is_driver and not judge.came:
+        reason = done[-1].reason if done else "nothing was run"
+        raise Unusable(f"{uri}: {reason}")
     ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
 
 
@@ -143,48 +232,88 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _subject(uri: str, device_type: int | None) -> Subject:
+def _bench(
+    uri: str, device_type: int | None, start: str | None, wait_s: float, patience_s: float
+) -> Bench:
     parts = Uri.parse(uri)
+    if parts.scheme != "vhost-user" or not parts.target:
+        raise UriError("a driver comes to vhost-user:PATH")
+    if device_type is None:
+        device_type = _type_of(parts)
+    if device_type is None:
+        raise UriError("which device is it for? --type blk, net, rng or console")
+    return Bench(
+        parts.target,
+        device_type,
+        starter=None if start is None else Command(start, device_type),
+        wait_s=wait_s,
+        patience_s=patience_s,
+        protocol=ProtocolChange.parse(parts.options.get("protocol", "")).apply(OFFERED),
+    )
+
+
+def _type_of(parts: Uri) -> int | None:
+    """The device type that a URI's option names."""
     named = parts.options.get("device")
-    if device_type is None and named:
-        device_type = next((i for i, text in DEVICE_NAMES.items() if text == named), None)
+    return next((i for i, text in DEVICE_NAMES.items() if text == named), None)
+
+
+def _subject(
+    uri: str, device_type: int | None, start: str | None, stack: contextlib.ExitStack
+) -> Subject:
+    parts = Uri.parse(uri)
+    if device_type is None:
+        device_type = _type_of(parts)
     bus = None
     if parts.scheme == "qtest":
         bus = "mmio" if parts.target.partition(",")[0].endswith("-device") else "pci"
+    opening: Callable[[], DriverTransport] = partial(open_transport, uri)
+    started = None
+    if start is not None:
+        if parts.scheme != "vhost-user":
+            raise UriError("--start is for a device at vhost-user:PATH")
+        command = partial(Command(start).start, parts.target, None, 0)
+        started = stack.enter_context(Started(opening, command))
+        opening = started.open
     dial = None
     if parts.scheme == "vhost-user":
-        bus, dial = "vhost-user", lambda: channel.connect(parts.target, DIAL_TIMEOUT_S)
-    subject = Subject.find(uri, lambda: open_transport(uri), device_type, bus, dial)
+        bus, dial = "vhost-user", partial(channel.connect, parts.target, DIAL_TIMEOUT_S)
+        if started is not None:
+            dial = partial(started.reach, dial)
+    subject = Subject.find(uri, opening, device_type, bus, dial)
     if subject.device_id is None:
         from virtq.cli.probe import look
 
-        found = look(uri)
-        subject = replace(subject, device_id=found.device_id)
-    return subject
+        subject = replace(subject, device_id=look(uri).device_id)
+    return replace(subject, started=started)
 
 
-def _show(subject: Subject, done: Sequence[Result]) -> None:
-    bad = [result for result in done if result.verdict in out.BAD]
-    if bad:
-        rows = table("case", "", "what was expected, and what came")
-        seen: dict[tuple[str, str], int] = {}
-        for result in bad:
-            text = (
-                f"{result.case.title}\n→ expected {result.expected}; came {result.came}"
-                if result.verdict is Verdict.FAIL
-                else f"{result.case.title}\n→ {result.reason}"
-            )
-            if (key := (result.title, text)) in seen:
-                seen[key] += 1
-                continue
-            seen[key] = 1
-            ids = " ".join(result.case.requirements[:3])
-            rows.add_row(escape(result.title), str(result.verdict), escape(f"{text}\n[{ids}]"))
-        show(rows)
+def _show(uri: str, device_id: int | None, done: Sequence[Result], elsewhere: int) -> None:
+    """`elsewhere`: how many cases were left out, since they are about something else."""
+    groups: dict[tuple[str, Verdict], list[Result]] = {}
+    for result in done:
+        if result.verdict in out.BAD:
+            groups.setdefault((result.case.name, result.verdict), []).append(result)
+    for (name, verdict), results in groups.items():
+        first = results[0]
+        kinds = Counter(str(result.kind) for result in results if result.kind)
+        rings = ", ".join(f"{kind} {n} times" if n > 1 else kind for kind, n in kinds.items())
+        lines: list[tuple[str, str | Text]] = []
+        if verdict is Verdict.FAIL:
+            lines += [("expected", escape(first.expected)), ("came", escape(first.came))]
+        else:
+            lines.append(("because", escape(first.reason)))
+        if rings:
+            lines.append(("rings", rings))
+        lines.append(("requires", Text(" ".join(first.case.requirements), style="dim")))
+        heading = Text.assemble((f"{verdict} ", "bold red"), (name, "bold"))
+        title = Padding(Text(first.case.title), (0, 0, 0, 2))
+        show(Group(heading, title, Padding(facts(None, lines), (0, 0, 1, 2))))
     number = out.counts(done)
     parts = [f"{number[verdict]} {verdict}" for verdict in Verdict if number[verdict]]
-    name = DEVICE_NAMES.get(subject.device_id or 0, f"device type {subject.device_id}")
-    show(f"{subject.uri} ({name}): {', '.join(parts) or 'nothing run'}")
+    name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
+    rest = f" ({elsewhere} cases are about other devices)" if elsewhere else ""
+    show(f"{escape(uri)} ({name}): {', '.join(parts) or 'nothing run'}{rest}")
 
 
 def _list(cases: Sequence[Case], as_json: bool) -> None:
@@ -231,3 +360,7 @@ def _coverage(as_json: bool) -> None:
         f"areas without one: {', '.join(unchecked)}",
         f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )
+    reasons = table("asked of devices, and not to be seen", "why")
+    for id, reason in UNSEEN.items():
+        reasons.add_row(id, reason)
+    show(reasons)

@@ -6,7 +6,8 @@ A transport knows neither device types nor drivers; a device or driver knows no 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 from virtq._core import DeviceQueue, Memory, Position, TranslationMiss
 
@@ -173,6 +174,47 @@ class Alarming(Protocol):
     def alarm_fd(self) -> int | None:
         """A descriptor that shows a hang-up (POLLRDHUP) when it is time for `check`; it may be
         another one after that."""
+        ...
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """What a transport has besides `DriverTransport` if its device can serve another driver that is
+    not to see anything of the one before."""
+
+    def renew(self) -> None:
+        """Reset the device, and clear the memory that it can reach. Raises TransportError."""
+        ...
+
+
+@runtime_checkable
+class ReadsByWidth(Protocol):
+    """What a transport has besides `DriverTransport` if the device sees how wide an access to its
+    configuration is, and a driver has to read each field as wide as it is (4.1.3.1, 4.2.2.2)."""
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What is read from the configuration space by each of the accesses, (offset, width) in
+        bytes, all at one generation. Raises ConfigError beyond the end."""
+        ...
+
+
+@runtime_checkable
+class ByRegisters(Protocol):
+    """What a transport has besides `DriverTransport` if the device is reached by registers, and
+    they can be accessed one by one."""
+
+    @property
+    def registers(self) -> Any:
+        """Those of the bus (`virtq.transports.qtest.virtio_pci`, `virtio_mmio`)."""
+        ...
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """While this is held, no register is read or written, and no interrupt acknowledged, but
+        by the caller; notifications wait."""
+        ...
+
+    def change_config(self) -> bool:
+        """Have the device change its configuration as its owner would; whether there is a way."""
         ...
 
 

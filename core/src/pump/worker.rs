@@ -222,6 +222,8 @@ impl<P: Path> Member for Seat<P> {
     fn turn(&mut self, look: bool) -> Turn {
         let control = &self.control;
         if control.stop.load(Ordering::Relaxed) {
+            // A broken queue has nobody to call.
+            let _ = control.shared.work().call();
             return Turn::Over;
         }
         if let Some(rest) = self.rests {
@@ -303,6 +305,8 @@ impl<P: Path> Run<'_, P> {
                 }
             }
         }
+        // A broken queue has nobody to call.
+        let _ = self.control.shared.work().call();
     }
 
     /// Report, and sleep until it may be over: a fault stays, a missing translation may come.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from virtq.check.case import NotObservable, case, expect
+from virtq.check.case import Broken, Hung, NotObservable, case, expect
 from virtq.check.context import Context
-from virtq.features import F, describe, unmet
+from virtq.errors import FeatureError
+from virtq.features import F, RingKind, describe, unmet
 
 _TYPE_BITS = (1 << 24) - 1 | ((1 << 78) - 1) ^ ((1 << 50) - 1)
 _RESERVED = sum(1 << bit for bit in range(42, 50))
@@ -59,7 +60,10 @@ def what_was_not_offered(ctx: Context) -> None:
     missing = next((b for b in (F.RING_PACKED, F.IN_ORDER) if not session.offered & b), None)
     if missing is None:
         raise NotObservable("the device offers both RING_PACKED and IN_ORDER")
-    accepted = session.negotiate(int(F.VERSION_1 | missing))
+    try:
+        accepted = session.negotiate(int(F.VERSION_1 | missing))
+    except FeatureError as error:
+        raise NotObservable(f"the transport does not pass it on: {error}") from None
     if not accepted:
         return
     # Accepted means: dropped. The device must then serve a plain split ring.
@@ -91,3 +95,70 @@ def the_kind_takes_effect(ctx: Context) -> None:
     live = ctx.live()
     live.ring.serve(*live.jobs(8))
     expect(len(live.ring.entries) >= 1, "used entries in the negotiated layout", "none")
+
+
+@case("vq.format-support", rings=False)
+def a_layout_that_works(ctx: Context) -> None:
+    """The device serves split virtqueues, or packed ones, or both."""
+    session = ctx.session()
+    failed: list[str] = []
+    for kind in (RingKind.SPLIT, RingKind.PACKED):
+        if kind.features & ~session.offered:
+            failed.append(f"{kind}: not offered")
+            continue
+        ctx.kind = kind
+        try:
+            live = ctx.live(session=session)
+            live.ring.serve(*live.jobs(2))
+            return
+        except (Broken, Hung, NotObservable) as error:
+            failed.append(f"{kind}: {error}")
+            session.reset()
+    expect(False, "a layout in which the device serves", "; ".join(failed))
+
+
+@case("resv.dev.access-platform-offer")
+def addresses_are_what_they_are(ctx: Context) -> None:
+    """SHOULD: a device whose memory accesses are translated or restricted offers ACCESS_PLATFORM.
+    One that does not reaches buffers anywhere in memory by their addresses."""
+    session = ctx.session()
+    if session.offered & F.ACCESS_PLATFORM:
+        raise NotObservable("the device offers ACCESS_PLATFORM")
+    live = ctx.live(session=session)
+    arena = session.arena
+    live.ring.serve(*live.jobs(4))
+    arena.alloc(arena.free_bytes // 8 * 5)  # the next ones are beyond it
+    live.ring.serve(*live.jobs(4))
+
+
+def _declined(ctx: Context, feature: F) -> None:
+    """Decline a feature: the device may refuse, or stop, or work; it answers, and takes the feature
+    after a reset."""
+    session = ctx.session()
+    for _ in range(2):
+        session.negotiate(int(F.VERSION_1))
+        session.transport.read_status()
+        session.reset()
+    accepted = session.negotiate(int(F.VERSION_1 | feature))
+    expect(accepted, f"{describe(int(feature))} accepted after a reset", "FEATURES_OK off")
+
+
+@case("resv.dev.access-platform-declined", rings=False, needs=F.ACCESS_PLATFORM)
+def access_platform_declined(ctx: Context) -> None:
+    """Without ACCESS_PLATFORM the device may refuse, or stop; either way it answers, and takes it
+    after a reset."""
+    _declined(ctx, F.ACCESS_PLATFORM)
+
+
+@case("resv.dev.order-platform-declined", rings=False, needs=F.ORDER_PLATFORM)
+def order_platform_declined(ctx: Context) -> None:
+    """Without ORDER_PLATFORM the device may refuse, or stop; either way it answers, and takes it
+    after a reset."""
+    _declined(ctx, F.ORDER_PLATFORM)
+
+
+@case("resv.dev.sriov-otherwise-not", "resv.mmio-no-admin-vq", bus="mmio", rings=False)
+def what_belongs_to_pci(ctx: Context) -> None:
+    """A device that is not on PCI offers neither SR_IOV nor ADMIN_VQ."""
+    offered = ctx.session().offered & (F.SR_IOV | F.ADMIN_VQ)
+    expect(not offered, "neither SR_IOV nor ADMIN_VQ offered", describe(int(offered)))

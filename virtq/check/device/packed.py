@@ -167,3 +167,35 @@ def the_driver_event_structure_stays(ctx: Context) -> None:
     expect(
         memory.read(at, 4) == before, "it stays as the driver wrote it", memory.read(at, 4).hex()
     )
+
+
+@case(
+    "packed.list.dev.one-used-per-list",
+    "packed.wrap.device-toggle",
+    packed=True,
+)
+def a_list_of_the_whole_ring(ctx: Context) -> None:
+    """A list as long as the ring (row 16): the wrap is counted once, and the next used descriptor
+    is in the first slot, with the other wrap. The ring has eight slots: a device that limits the
+    length of a list allows as much."""
+    live = ctx.live(size=8)
+    for seed in range(6):
+        job = live.work.job(seed)
+        pieces = _eight(len(job.readable), job.writable)
+        live.ring.add(job, pieces)
+        live.ring.kick()
+        live.ring.wait(1)
+        entry = live.ring.entries[-1]
+        expect(entry.slot == 0, "the used descriptor in slot 0", entry)
+    wraps = [bool((entry.flags or 0) & USED) for entry in live.ring.entries]
+    expect(wraps == [True, False] * 3, "wrap 1, 0, 1, 0, 1, 0", [int(wrap) for wrap in wraps])
+
+
+def _eight(readable: int, writable: int) -> tuple[int, ...]:
+    """Eight pieces of both parts together. Raises NotObservable for a request that is too short."""
+    if readable + writable < 16:
+        raise NotObservable("this device type's requests cannot be cut into eight pieces")
+    if min(readable, writable) == 0:
+        whole = [1] * 7 + [max(readable, writable) - 7]
+        return (*whole, 0) if readable else (0, *whole)
+    return (1, 1, 1, 1, 1, readable - 5, 0, 1, writable - 1)

@@ -48,11 +48,11 @@ def around_the_ring(ctx: Context) -> None:
 def past_65536(ctx: Context) -> None:
     """Indices are free-running 16-bit numbers: nothing changes when they begin again at 0."""
     live = ctx.live(size=128)
-    total, at_once = 65536 + 64, live.ring.size // 4
+    total, jobs = 65536 + 64, live.jobs(live.ring.size // 2)
     done = 0
     while done < total:
-        count = min(at_once, total - done)
-        live.ring.serve(*[live.work.job(seed) for seed in range(count)])
+        count = min(len(jobs), total - done)
+        live.ring.serve(*jobs[:count])
         done += count
     expect(live.ring.split_ring.used_idx == 64, "used index 64", live.ring.split_ring.used_idx)
 
@@ -149,3 +149,36 @@ def a_queue_of_two(ctx: Context) -> None:
     live = ctx.live(size=2)
     for seed in range(9):
         live.ring.serve(live.work.job(seed))
+
+
+@case("split.used.dev.len-before-idx", packed=False)
+def an_entry_is_whole_when_the_index_says_so(ctx: Context) -> None:
+    """Id and length of a used entry are there when the index is seen: as it is read first, it
+    stays."""
+    live = ctx.live()
+    ring = live.ring.split_ring
+    for seed in range(16):
+        slot = ring.used_idx % ring.size
+        ring.set_used(slot, 0xFFFF_FFFF, 0xFFFF_FFFF)  # nothing that a device would write
+        before = ring.used_idx
+        live.ring.add(live.work.job(seed))
+        live.ring.kick(always=True)
+        for _ in live.session.patience("a used entry"):
+            if ring.used_idx != before:
+                break
+        first = ring.used(slot)
+        for _ in live.session.moment():
+            now = ring.used(slot)
+            expect(now == first, f"the used entry {now} from the first", first)
+            if seed > 2:
+                break  # a look at the race itself, without the wait
+        live.ring.wait(1)
+
+
+@case("split.used.id-is-head", "vq.used-length-reported", packed=False, in_order=False)
+def one_entry_for_each(ctx: Context) -> None:
+    """Without IN_ORDER every buffer gets a used entry of its own."""
+    live = ctx.live(size=32)
+    for first in range(0, 64, 8):
+        live.ring.serve(*live.jobs(8, first))
+    expect(len(live.ring.entries) == 64, "64 used entries for 64 buffers", len(live.ring.entries))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from virtq.check.case import case, expect
+import contextlib
+from collections.abc import Iterator
+
+from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context
+from virtq.check.session import Ring, Session
+from virtq.errors import PeerGone
 from virtq.status import Status
+from virtq.transports.base import TellsQueueErrors
 
 _READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 
@@ -52,7 +58,10 @@ def nothing_before_driver_ok(ctx: Context) -> None:
         ring.add(work.job(seed))
     ring.half.publish()
     expect(ring.quiet(), "no buffer used before DRIVER_OK", "a used entry")
-    expect(ring.calls() == 0, "no notification before DRIVER_OK", "a used buffer notification")
+    calls = ring.calls()
+    if calls and not session.tells_status:
+        raise NotObservable("the back-end is not told of DRIVER_OK, and has notified for nothing")
+    expect(calls == 0, "no notification before DRIVER_OK", "a used buffer notification")
     session.go_live()
     ring.kick(always=True)
     ring.wait(3)
@@ -101,3 +110,61 @@ def configuration_before_features_ok(ctx: Context) -> None:
     late = session.transport.read_config(0, size) if size else b""
     fixed = {2: 8, 1: 6}.get(session.transport.device_id or 0, 0)
     expect(early[:fixed] == late[:fixed], f"configuration {late[:fixed].hex()}", early.hex())
+
+
+_NOWHERE = 0x7FFF_FFFF_0000
+
+
+@case("status.dev.needs-reset-config-notify")
+def a_need_for_a_reset_is_announced(ctx: Context) -> None:
+    """A device that asks for a reset because of a malformed buffer sends a configuration change
+    notification with it."""
+    live = ctx.live()
+    announced: list[None] = []
+    live.session.transport.on_config_change(lambda: announced.append(None))
+    live.ring.serve(*live.jobs(2))
+    live.ring.add(live.work.job(0))
+    live.ring.change_head(lambda d: d._replace(addr=_NOWHERE))
+    live.ring.kick(always=True)
+    with _gone_is_no_answer():
+        for _ in live.session.moment():
+            if live.session.transport.read_status() & Status.DEVICE_NEEDS_RESET:
+                break
+        else:
+            raise NotObservable("the device does not ask for a reset")
+    for _ in live.session.patience("a configuration change notification for DEVICE_NEEDS_RESET"):
+        if announced:
+            break
+
+
+@case("status.dev.set-needs-reset")
+def a_queue_that_stops_says_so(ctx: Context) -> None:
+    """SHOULD: a device that serves no more because of a malformed buffer asks for a reset, by its
+    status or by what the transport has for that; or it serves on."""
+    live = ctx.live()
+    live.ring.serve(*live.jobs(2))
+    live.ring.add(live.work.job(0))
+    live.ring.change_head(lambda d: d._replace(addr=_NOWHERE))
+    live.ring.add(live.work.job(1))
+    live.ring.kick(always=True)
+    with _gone_is_no_answer():
+        for _ in live.session.patience("DEVICE_NEEDS_RESET, a queue error, or a used buffer"):
+            if is_given_up(live.session, live.ring) or live.ring.half.used_entry() is not None:
+                break
+
+
+@contextlib.contextmanager
+def _gone_is_no_answer() -> Iterator[None]:
+    """That a device is gone is what the cases of malformed rings are about."""
+    try:
+        yield
+    except PeerGone as gone:
+        raise NotObservable(f"the device is gone (malformed.a_buffer_nowhere): {gone}") from None
+
+
+def is_given_up(session: Session, ring: Ring) -> bool:
+    """Whether the device says that it serves this virtqueue no more."""
+    transport = session.transport
+    if transport.read_status() & Status.DEVICE_NEEDS_RESET:
+        return True
+    return isinstance(transport, TellsQueueErrors) and transport.queue_error(ring.index)

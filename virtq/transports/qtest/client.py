@@ -9,6 +9,7 @@ sends for interrupt lines that are intercepted, may come before a reply; they ar
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -19,6 +20,7 @@ from virtq.errors import PeerGone, TransportError
 _RECEIVE_BYTES = 1 << 16
 TIMEOUT_S = 4.0
 """For a reply: what QEMU has to do for one takes microseconds."""
+_SLICE_S = 0.02
 ACCESS_BYTES_MAX = 1 << 16
 """Of one `read` or `write`."""
 _LETTERS = {1: "b", 2: "w", 4: "l", 8: "q"}
@@ -35,6 +37,7 @@ class Client:
         self._buffer = bytearray()
         self._interrupts: list[tuple[int, bool]] = []
         self._hangs = False
+        self._timeout_s = timeout_s
         self._noted = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         sock.settimeout(timeout_s)
 
@@ -136,11 +139,15 @@ class Client:
                     raise TransportError(f"{self._name}: {command!r} answered {line[:100]!r}")
 
     def _receive(self) -> None:
+        # By slices: if this process has to wait for a processor, QEMU has its time all the same.
+        for _ in range(math.ceil(self._timeout_s / _SLICE_S)):
+            if select.select([self._sock], [], [], _SLICE_S)[0]:
+                break
+        else:
+            self._hangs = True  # a late answer would be taken for that to the next command
+            raise TransportError(f"{self._name}: QEMU does not answer")
         try:
             data = self._sock.recv(_RECEIVE_BYTES)
-        except TimeoutError:
-            self._hangs = True  # a late answer would be taken for that to the next command
-            raise TransportError(f"{self._name}: QEMU does not answer") from None
         except OSError as error:
             raise PeerGone(f"{self._name}: QEMU is gone: {error.strerror}") from None
         if not data:

@@ -7,6 +7,7 @@ instruction, `hlt`. RAM is a memfd that QEMU and we both map, from guest address
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import socket
@@ -108,6 +109,11 @@ class Machine:
         """Raises PeerGone, with its last words, if QEMU has ended."""
         if self._process.poll() is not None:
             raise PeerGone(f"{self.name}: {self._complaint()}")
+
+    def clear_ram(self, start: int) -> None:
+        """Have zeroes in RAM from the guest address `start` on, a multiple of the page size."""
+        with mmap.mmap(self.ram_fd, self.ram_bytes) as ram:
+            ram.madvise(mmap.MADV_REMOVE, start, self.ram_bytes - start)
 
     def close(self) -> None:
         """End QEMU and let its memory go; one that hangs is killed. Harmless when done twice."""

@@ -6,16 +6,17 @@ a notification register, and an interrupt becomes a write to the second.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from virtq.errors import TransportError
 from virtq.transports.base import QueueEnd
-from virtq.transports.qtest.client import Client
+from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.registers import Registers
 
 log = logging.getLogger("virtq.qtest")
@@ -31,11 +32,11 @@ class _Watched:
 class Notifier:
     """Runs until `close`; queues come and go meanwhile."""
 
-    def __init__(self, client: Client, registers: Registers) -> None:
+    def __init__(self, client: Accesses, registers: Registers) -> None:
         self._client = client
         self._registers = registers
         self._watched: dict[int, _Watched] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._wake = _eventfd()
         self._closed = False
         self.notification_data = False
@@ -60,6 +61,13 @@ class Notifier:
             for watched in filter(None, (self._watched.pop(i, None) for i in indices)):
                 os.close(watched.kick)
                 os.close(watched.call)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is passed on, and no register touched, but by the thread that holds it."""
+        with self._lock:
+            yield
+        os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         if self._closed:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from virtq.errors import TransportError
-from virtq.transports.qtest.client import Client
+from virtq.transports.qtest.access import Accesses
 
 _ADDRESS_PORT, _DATA_PORT = 0xCF8, 0xCFC
 _SLOTS = 32
@@ -19,7 +19,7 @@ _NOBODY = 0xFFFF
 _VENDOR, _DEVICE, _COMMAND, _STATUS = 0x00, 0x02, 0x04, 0x06
 _HEADER_TYPE, _BARS, _SUBSYSTEM, _CAPABILITIES = 0x0E, 0x10, 0x2E, 0x34
 _COMMAND_IO, _COMMAND_MEMORY, _COMMAND_MASTER = 1, 2, 4
-_STATUS_CAPABILITIES = 0x10
+_STATUS_INTERRUPT, _STATUS_CAPABILITIES = 0x08, 0x10
 _BAR_IO, _BAR_64 = 1, 4
 _BAR_COUNT = 6
 CONFIG_BYTES = 256
@@ -40,7 +40,7 @@ class Capability:
 class Function:
     """One PCI function on bus 0."""
 
-    def __init__(self, client: Client, slot: int) -> None:
+    def __init__(self, client: Accesses, slot: int) -> None:
         self._client = client
         self._slot = slot
         self.bars: dict[int, int] = {}
@@ -72,6 +72,11 @@ class Function:
     @property
     def subsystem(self) -> int:
         return self.read(_SUBSYSTEM, 2)
+
+    @property
+    def interrupt_status(self) -> bool:
+        """The bit of the status register that says that INTx waits to be served."""
+        return bool(self.read(_STATUS, 2) & _STATUS_INTERRUPT)
 
     def capabilities(self) -> Iterator[Capability]:
         """The capability list. Raises TransportError for one that does not end."""
@@ -142,7 +147,7 @@ class Window:
         return start
 
 
-def functions(client: Client) -> Iterator[Function]:
+def functions(client: Accesses) -> Iterator[Function]:
     """Who is on bus 0 (function 0 of each slot)."""
     for slot in range(_SLOTS):
         function = Function(client, slot)

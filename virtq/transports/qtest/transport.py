@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from virtq._core import Memory, Position
-from virtq.errors import ConfigError, TransportError
-from virtq.features import F
+from virtq._core import Memory
+from virtq.errors import TransportError
 from virtq.memory import PAGE_BYTES, Arena
-from virtq.transports.base import QueueEnd
 from virtq.transports.qtest import virtio_mmio, virtio_pci
+from virtq.transports.qtest.by_registers import RegisterTransport
 from virtq.transports.qtest.machine import QEMU, RAM_BYTES, Machine
-from virtq.transports.qtest.notifier import Notifier
 from virtq.transports.qtest.registers import Registers
 
 log = logging.getLogger("virtq.qtest")
 
-FEATURE_WORDS = 4
-"""128 feature bits; a device that has fewer reads as zero beyond them."""
 _RAM_START = 1 << 20
 """Below it, PC machines have holes in their RAM."""
 _MODEL = re.compile(r"[a-z][a-z0-9-]*(-pci|-device)[a-z-]*(,.*)?")
-_DISK_BYTES = 64 << 20
+_DISK, _NETDEV, _PORT = "virtq-disk", "virtq-net", "virtq-port"
+_DISK_BYTES, _DISK_STEP_BYTES = 64 << 20, 1 << 20
 
 
-class QtestTransport:
-    """Implements `virtq.transports.base.DriverTransport` on a device of a QEMU that it starts."""
+class QtestTransport(RegisterTransport):
+    """A device of a QEMU that it starts."""
 
     def __init__(
         self,
@@ -41,13 +39,16 @@ class QtestTransport:
         machine: str | None = None,
         ram_bytes: int = RAM_BYTES,
         qemu: str = QEMU,
+        queue_size_max: int | None = None,
     ) -> None:
         """`device`: what QEMU's `-device` takes, such as `virtio-blk-pci,packed=on,in_order=on`; a
         model that ends in `-device` is one with memory-mapped registers. `arguments`: further
-        options for QEMU.
+        options for QEMU; devices among them may be plugged into this one, as a console's ports are.
 
         A block device that names no `drive` gets the raw image `disk`, or `disk_bytes` of zeroes
-        that vanish with it; a network device that names no `netdev` gets one that leads nowhere.
+        that vanish with it; a network device that names no `netdev` gets one that leads nowhere;
+        a console without `arguments` has one port, which leads nowhere. `queue_size_max`: no queue
+        is said to be larger, whatever the device says.
 
         Raises TransportError, with QEMU's words where it has any, if there is no such device."""
         if not _MODEL.fullmatch(device):
@@ -57,28 +58,33 @@ class QtestTransport:
         name = f"qtest:{model}"
         with contextlib.ExitStack() as stack:
             given = list(arguments)
+            self._change: Callable[[], object] | None = None
+            self._changed = False
             if "blk" in model and ",drive=" not in device:
+                if disk is None:
+                    sizes = itertools.count(disk_bytes + _DISK_STEP_BYTES, _DISK_STEP_BYTES)
+                    self._change = lambda: self._resize(next(sizes))
                 given += ["-blockdev", _blockdev(stack.enter_context(_disk(disk, disk_bytes)))]
-                device += ",drive=virtq-disk"
+                device += f",drive={_DISK}"
             if "-net-" in model and ",netdev=" not in device:
-                given += ["-netdev", "user,id=virtq-net,restrict=on"]
-                device += ",netdev=virtq-net"
+                given += ["-netdev", f"user,id={_NETDEV},restrict=on"]
+                device += f",netdev={_NETDEV}"
+                states = itertools.cycle((False, True))
+                self._change = lambda: self._set_link(next(states))
+            if "-serial-" in model and not arguments:
+                given += ["-chardev", f"null,id={_PORT}", "-device", f"virtconsole,chardev={_PORT}"]
             if self._mmio:
                 given += ["-global", "virtio-mmio.force-legacy=false"]
             self._machine = Machine(
                 machine or ("microvm,ioapic2=off" if self._mmio else "pc"),
-                [*given, "-device", device],
+                ["-device", device, *given],
                 qemu=qemu,
                 ram_bytes=ram_bytes,
                 name=name,
             )
             stack.callback(self._machine.close)
-            self._memory, self._registers = self._map()
-            self._notifier = Notifier(self._machine.client, self._registers)
-            stack.callback(self._notifier.close)
-            self._queue_sizes = [
-                self._registers.queue_size_max(i) for i in range(self._registers.queue_count)
-            ]
+            super().__init__(self._machine.client, *self._map(), queue_size_max=queue_size_max)
+            stack.callback(super().close)
             self._resources = stack.pop_all()
 
     def _map(self) -> tuple[Memory, Registers]:
@@ -98,78 +104,35 @@ class QtestTransport:
         """The QEMU behind it: its monitor, its qtest client, its process."""
         return self._machine
 
-    # What the device is
+    # What its owner may change
 
-    @property
-    def memory(self) -> Memory:
-        return self._memory
+    def change_config(self) -> bool:
+        """A disk of zeroes grows by 1 MiB; a network device that leads nowhere loses its link, or
+        has it again."""
+        if self._change is None:
+            return False
+        self._changed = True
+        self._change()
+        return True
 
-    @property
-    def device_id(self) -> int | None:
-        return self._registers.device_id
+    def _resize(self, size_bytes: int) -> None:
+        arguments = {"node-name": _DISK, "size": size_bytes}
+        self._machine.monitor.execute("block_resize", arguments)
 
-    @property
-    def queue_count(self) -> int:
-        return self._registers.queue_count
-
-    def queue_size_max(self, index: int) -> int:
-        return self._queue_sizes[index]
-
-    # Negotiation
-
-    def read_features(self) -> int:
-        words = (self._registers.read_feature_word(index) for index in range(FEATURE_WORDS))
-        return sum(word << 32 * index for index, word in enumerate(words))
-
-    def write_features(self, features: int) -> None:
-        for index in range(FEATURE_WORDS):
-            word = features >> 32 * index & 0xFFFF_FFFF
-            if word or index < 2:
-                self._registers.write_feature_word(index, word)
-        self._notifier.notification_data = bool(features & F.NOTIFICATION_DATA)
-
-    def read_status(self) -> int:
-        return self._registers.read_status()
-
-    def write_status(self, status: int) -> None:
-        if status == 0:
-            self._notifier.remove()
-        self._registers.write_status(status)
-
-    # Configuration space
-
-    @property
-    def config_size(self) -> int:
-        """What the bus has room for; the device's own configuration may be shorter."""
-        return self._registers.config_size
-
-    def read_config(self, offset: int, length: int) -> bytes:
-        """Raises ConfigError beyond the end."""
-        return self._registers.read_config(offset, length)
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Raises ConfigError beyond the end. A device has no way to refuse a value here."""
-        self._registers.write_config(offset, data)
-
-    def on_config_change(self, callback: Callable[[], None] | None) -> None:
-        """`callback` is called in a thread of the transport's."""
-        self._notifier.config_changed = callback
-
-    # Virtqueues
-
-    def enable_queue(self, queue: QueueEnd, desc: int, driver: int, device: int) -> None:
-        self._registers.enable_queue(queue.index, queue.size, desc, driver, device)
-        self._notifier.add(queue)
-
-    def reset_queue(self, index: int) -> Position:
-        """Registers do not tell where the device stood: as a new queue begins."""
-        if not 0 <= index < self.queue_count:
-            raise ConfigError(f"queue {index} of a device that has {self.queue_count}")
-        self._notifier.remove(index)
-        self._registers.reset_queue(index)
-        return Position(0, 1, 0, 1, 0)
+    def _set_link(self, up: bool) -> None:
+        self._machine.monitor.execute("set_link", {"name": _NETDEV, "up": up})
 
     # The end
+
+    def renew(self) -> None:
+        """As a new QEMU would be: the device is reset, its interrupts are taken back, RAM is zero.
+        Raises TransportError, also for one that its owner has changed; PeerGone."""
+        if self._changed:
+            raise TransportError(f"{self._machine.name}: the device is not as it was")
+        self._notifier.config_changed = None
+        self.write_status(0)
+        self._machine.clear_ram(_RAM_START)
+        self.check()
 
     def check(self) -> None:
         self._machine.check()
@@ -197,7 +160,7 @@ def _disk(path: str | None, size_bytes: int) -> Iterator[str]:
 
 def _blockdev(path: str) -> str:
     name = path.replace(",", ",,")
-    return f"driver=file,node-name=virtq-disk,locking=off,filename={name}"
+    return f"driver=file,node-name={_DISK},locking=off,filename={name}"
 
 
 def _io_apic(machine: Machine) -> str:

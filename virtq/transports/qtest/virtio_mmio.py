@@ -7,102 +7,153 @@ device. Their interrupts are lines into the I/O APIC, which QEMU reports over th
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
-from virtq.transports.qtest.client import Client
-from virtq.transports.qtest.registers import CONFIG_READ_ATTEMPTS, load_bytes, store_bytes
+from virtq.transports.qtest.access import Accesses
+from virtq.transports.qtest.registers import (
+    at_one_generation,
+    load_bytes,
+    store_bytes,
+)
 
 BASE, BLOCK_BYTES, BLOCKS = 0xFEB0_0000, 0x200, 24
 _MAGIC_VALUE = int.from_bytes(b"virt", "little")
 _VERSION_VALUE = 2
 _QUEUES_MAX = 1024
 
-_MAGIC, _VERSION, _DEVICE_ID = 0x000, 0x004, 0x008
-_DEVICE_FEATURES, _DEVICE_FEATURES_SEL = 0x010, 0x014
-_DRIVER_FEATURES, _DRIVER_FEATURES_SEL = 0x020, 0x024
-_QUEUE_SEL, _QUEUE_SIZE_MAX, _QUEUE_SIZE, _QUEUE_READY = 0x030, 0x034, 0x038, 0x044
-_QUEUE_NOTIFY, _INTERRUPT_STATUS, _INTERRUPT_ACK, _STATUS = 0x050, 0x060, 0x064, 0x070
-_QUEUE_DESC, _QUEUE_DRIVER, _QUEUE_DEVICE = 0x080, 0x090, 0x0A0
-_QUEUE_RESET, _CONFIG_GENERATION, _CONFIG = 0x0C0, 0x0FC, 0x100
-_RESET_TIMEOUT_S = 5.0
+REGISTERS: Mapping[str, int] = MappingProxyType(
+    {
+        "MagicValue": 0x000,
+        "Version": 0x004,
+        "DeviceID": 0x008,
+        "VendorID": 0x00C,
+        "DeviceFeatures": 0x010,
+        "DeviceFeaturesSel": 0x014,
+        "DriverFeatures": 0x020,
+        "DriverFeaturesSel": 0x024,
+        "QueueSel": 0x030,
+        "QueueSizeMax": 0x034,
+        "QueueSize": 0x038,
+        "QueueReady": 0x044,
+        "QueueNotify": 0x050,
+        "InterruptStatus": 0x060,
+        "InterruptACK": 0x064,
+        "Status": 0x070,
+        "QueueDescLow": 0x080,
+        "QueueDescHigh": 0x084,
+        "QueueDriverLow": 0x090,
+        "QueueDriverHigh": 0x094,
+        "QueueDeviceLow": 0x0A0,
+        "QueueDeviceHigh": 0x0A4,
+        "SHMSel": 0x0AC,
+        "SHMLenLow": 0x0B0,
+        "SHMLenHigh": 0x0B4,
+        "SHMBaseLow": 0x0B8,
+        "SHMBaseHigh": 0x0BC,
+        "QueueReset": 0x0C0,
+        "ConfigGeneration": 0x0FC,
+    }
+)
+"""The control registers (4.2.2), 32 bits each: the offset of each one in bytes."""
+_CONFIG = 0x100
+_EVENTS = 3
+"""The bits of InterruptStatus that have a meaning."""
+_RESET_TIMEOUT_S = 1.0
+"""The device answers each look meanwhile."""
 
 
 class MmioRegisters:
-    """Implements `Registers` for one register block."""
+    """Implements `Registers` for one register block, and gives its registers by name (`get`,
+    `put`)."""
 
     poll_s = None
     config_size = BLOCK_BYTES - _CONFIG
 
-    def __init__(self, client: Client, base: int) -> None:
+    def __init__(self, client: Accesses, base: int) -> None:
         self._client = client
         self._base = base
-        self.device_id = self._get(_DEVICE_ID)
-        self.queue_count = self._count_queues()
+        self.device_id = self.get("DeviceID")
+        self.count_queues()
 
-    def _get(self, register: int) -> int:
-        return self._client.load(self._base + register, 4)
+    def get(self, register: str) -> int:
+        """Read a control register."""
+        return self._client.load(self._base + REGISTERS[register], 4)
 
-    def _put(self, register: int, value: int) -> None:
-        self._client.store(self._base + register, 4, value)
+    def put(self, register: str, value: int) -> None:
+        """Write a control register."""
+        self._client.store(self._base + REGISTERS[register], 4, value)
 
-    def _count_queues(self) -> int:
+    def load_config(self, offset: int, size: int) -> int:
+        """One access to the configuration space. Raises ConfigError beyond the end."""
+        self._check_config(offset, size)
+        return self._client.load(self._base + _CONFIG + offset, size)
+
+    def count_queues(self) -> None:
         """The registers do not tell; a queue that is not available has size 0 (4.2.2)."""
-        for index in range(_QUEUES_MAX):
-            if self.queue_size_max(index) == 0:
-                return index
-        return _QUEUES_MAX
+        sizes = map(self.queue_size_max, range(_QUEUES_MAX))
+        self.queue_count = sum(1 for _ in takewhile(bool, sizes))
 
     def read_status(self) -> int:
-        return self._get(_STATUS)
+        return self.get("Status")
 
     def write_status(self, status: int) -> None:
-        self._put(_STATUS, status)
+        self.put("Status", status)
 
     def read_feature_word(self, index: int) -> int:
-        self._put(_DEVICE_FEATURES_SEL, index)
-        return self._get(_DEVICE_FEATURES)
+        self.put("DeviceFeaturesSel", index)
+        return self.get("DeviceFeatures")
 
     def write_feature_word(self, index: int, word: int) -> None:
-        self._put(_DRIVER_FEATURES_SEL, index)
-        self._put(_DRIVER_FEATURES, word)
+        self.put("DriverFeaturesSel", index)
+        self.put("DriverFeatures", word)
 
     def queue_size_max(self, index: int) -> int:
-        self._put(_QUEUE_SEL, index)
-        return self._get(_QUEUE_SIZE_MAX)
+        self.put("QueueSel", index)
+        return self.get("QueueSizeMax")
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
-        self._put(_QUEUE_SEL, index)
-        if self._get(_QUEUE_READY):
+        self.configure_queue(index, size, desc, driver, device)
+        self.put("QueueReady", 1)
+
+    def configure_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
+        """All that comes before a queue is ready (4.2.3.2). Raises TransportError for one that
+        is."""
+        self.put("QueueSel", index)
+        if self.get("QueueReady"):
             raise TransportError(f"queue {index} is in use already (4.2.3.2)")
-        self._put(_QUEUE_SIZE, size)
-        for register, address in (
-            (_QUEUE_DESC, desc),
-            (_QUEUE_DRIVER, driver),
-            (_QUEUE_DEVICE, device),
-        ):
-            self._put(register, address)
-            self._put(register + 4, address >> 32)
-        self._put(_QUEUE_READY, 1)
+        self.put("QueueSize", size)
+        for area, address in (("Desc", desc), ("Driver", driver), ("Device", device)):
+            self.put(f"Queue{area}Low", address)
+            self.put(f"Queue{area}High", address >> 32)
 
     def reset_queue(self, index: int) -> None:
-        self._put(_QUEUE_SEL, index)
-        self._put(_QUEUE_RESET, 1)
+        self.put("QueueSel", index)
+        self.put("QueueReset", 1)
         deadline = time.monotonic() + _RESET_TIMEOUT_S
-        while self._get(_QUEUE_RESET) or self._get(_QUEUE_READY):
+        while self.get("QueueReset") or self.get("QueueReady"):
             if time.monotonic() > deadline:
                 raise TransportError(f"queue {index} is not reset within {_RESET_TIMEOUT_S} s")
 
     def notify(self, index: int, data: int | None) -> None:
-        self._put(_QUEUE_NOTIFY, index if data is None else data)
+        self.put("QueueNotify", index if data is None else data)
 
     def read_config(self, offset: int, length: int) -> bytes:
         self._check_config(offset, length)
-        for _ in range(CONFIG_READ_ATTEMPTS):
-            before = self._get(_CONFIG_GENERATION)
-            data = load_bytes(self._client, self._base + _CONFIG + offset, length)
-            if self._get(_CONFIG_GENERATION) == before:
-                return data
-        raise TransportError("the configuration changes all the time (2.5.1)")
+        return at_one_generation(
+            lambda: self.get("ConfigGeneration"),
+            lambda: load_bytes(self._client, self._base + _CONFIG + offset, length),
+        )
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        self._check_config(0, max((at + width for at, width in accesses), default=1))
+        base = self._base + _CONFIG
+        return at_one_generation(
+            lambda: self.get("ConfigGeneration"),
+            lambda: [load_bytes(self._client, base + at, width) for at, width in accesses],
+        )
 
     def write_config(self, offset: int, data: bytes) -> None:
         self._check_config(offset, len(data))
@@ -117,21 +168,27 @@ class MmioRegisters:
 
     def interrupts(self) -> tuple[set[int], bool]:
         self._client.take_interrupts()
-        status = self._get(_INTERRUPT_STATUS)
+        status = self.get("InterruptStatus") & _EVENTS
         if status:
-            self._put(_INTERRUPT_ACK, status)
+            self.put("InterruptACK", status)
         return set(range(self.queue_count)) if status & 1 else set(), bool(status & 2)
 
 
-def find(client: Client) -> MmioRegisters:
+def find(client: Accesses) -> MmioRegisters:
     """The first register block with a device behind it. Raises TransportError if there is none, or
     one with registers of version 1."""
+    legacy = None
     for block in range(BLOCKS):
         base = BASE + block * BLOCK_BYTES
-        if client.load(base + _MAGIC, 4) != _MAGIC_VALUE or not client.load(base + _DEVICE_ID, 4):
+        magic, version = (
+            client.load(base + REGISTERS[name], 4) for name in ("MagicValue", "Version")
+        )
+        if magic != _MAGIC_VALUE:
             continue
-        version = client.load(base + _VERSION, 4)
         if version != _VERSION_VALUE:
-            raise TransportError(f"registers of version {version}, not {_VERSION_VALUE} (4.2.2)")
-        return MmioRegisters(client, base)
+            legacy = version
+        elif client.load(base + REGISTERS["DeviceID"], 4):
+            return MmioRegisters(client, base)
+    if legacy is not None:
+        raise TransportError(f"registers of version {legacy}, not {_VERSION_VALUE} (4.2.2)")
     raise TransportError("there is no virtio device behind memory-mapped registers")

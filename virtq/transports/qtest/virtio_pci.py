@@ -1,23 +1,22 @@
-"""A virtio device on the PCI bus (VIRTIO 1.4, section 4.1), by its modern interface.
-
-Interrupts are MSI-X messages. There is no processor to receive them, so each vector is pointed at a
-word of guest RAM instead: the device writes the message there, and we see the word change.
-"""
+"""A virtio device on the PCI bus (VIRTIO 1.4, section 4.1), by its modern interface."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
+from virtq.features import F
 from virtq.memory import Arena
-from virtq.transports.qtest.client import Client
+from virtq.transports.qtest import msix
+from virtq.transports.qtest.access import Accesses
+from virtq.transports.qtest.capabilities import Cfg, Structure, structures
 from virtq.transports.qtest.pci import Function, Window, functions
 from virtq.transports.qtest.registers import (
-    CONFIG_READ_ATTEMPTS,
     POLL_MAX_S,
     POLL_MIN_S,
+    at_one_generation,
     load_bytes,
     store_bytes,
 )
@@ -25,91 +24,129 @@ from virtq.transports.qtest.registers import (
 VENDOR = 0x1AF4
 _DEVICE_MODERN, _DEVICE_FIRST, _DEVICE_LAST = 0x1040, 0x1000, 0x107F
 
-_CAP_VENDOR, _CAP_MSIX = 0x09, 0x11
-_COMMON, _NOTIFY, _ISR, _DEVICE = 1, 2, 3, 4
+FIELDS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "device_feature_select": (0, 4),
+        "device_feature": (4, 4),
+        "driver_feature_select": (8, 4),
+        "driver_feature": (12, 4),
+        "config_msix_vector": (16, 2),
+        "num_queues": (18, 2),
+        "device_status": (20, 1),
+        "config_generation": (21, 1),
+        "queue_select": (22, 2),
+        "queue_size": (24, 2),
+        "queue_msix_vector": (26, 2),
+        "queue_enable": (28, 2),
+        "queue_notify_off": (30, 2),
+        "queue_desc": (32, 8),
+        "queue_driver": (40, 8),
+        "queue_device": (48, 8),
+        "queue_notif_config_data": (56, 2),
+        "queue_reset": (58, 2),
+        "admin_queue_index": (60, 2),
+        "admin_queue_num": (62, 2),
+    }
+)
+"""The common configuration structure (4.1.4.3): offset and size in bytes of each field."""
 
-# The common configuration structure (4.1.4.3): offset and size of each field.
-_DEVICE_FEATURE_SELECT, _DEVICE_FEATURE = (0, 4), (4, 4)
-_DRIVER_FEATURE_SELECT, _DRIVER_FEATURE = (8, 4), (12, 4)
-_CONFIG_VECTOR, _NUM_QUEUES, _STATUS, _GENERATION = (16, 2), (18, 2), (20, 1), (21, 1)
-_QUEUE_SELECT, _QUEUE_SIZE, _QUEUE_VECTOR, _QUEUE_ENABLE = (22, 2), (24, 2), (26, 2), (28, 2)
-_QUEUE_NOTIFY_OFF, _QUEUE_DESC, _QUEUE_DRIVER, _QUEUE_DEVICE = (30, 2), (32, 8), (40, 8), (48, 8)
-_QUEUE_NOTIF_CONFIG_DATA, _QUEUE_RESET = (56, 2), (58, 2)
-
-_NO_VECTOR = 0xFFFF
-_MSIX_CONTROL, _MSIX_TABLE, _MSIX_ENTRY_BYTES = 2, 4, 16
-_MSIX_ENABLE, _MSIX_SIZE_MASK = 1 << 15, 0x7FF
 _RESET_TIMEOUT_S = 5.0
-_NOTIF_CONFIG_DATA_BIT = 39
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Where a virtio structure is: a guest-physical address, its length in bytes."""
-
-    address: int
-    length: int
 
 
 class PciRegisters:
-    """Implements `Registers` for one PCI function. `words` is where interrupt words are allocated:
-    guest RAM."""
+    """Implements `Registers` for one PCI function, and gives its fields by name (`get`, `put`).
+    `words` is where interrupt words are allocated: guest RAM."""
 
     poll_s = (POLL_MIN_S, POLL_MAX_S)
 
-    def __init__(self, client: Client, function: Function, words: Arena) -> None:
+    def __init__(self, client: Accesses, function: Function, words: Arena) -> None:
         self._client = client
-        self._function = function
+        self.function = function
         self._notify_offsets: dict[int, tuple[int, int]] = {}
-        self._structures, self._multiplier = _structures(function)
-        for kind, name in ((_COMMON, "common"), (_NOTIFY, "notification"), (_ISR, "ISR")):
-            if kind not in self._structures:
-                raise TransportError(f"the PCI function has no {name} configuration (4.1.4)")
-        self._common = self._structures[_COMMON]
-        self.queue_count = self._get(_NUM_QUEUES)
-        self._vectors = _vectors(function)
-        self._words = words.alloc(4 * max(1, self._vectors))
-        self._point_vectors()
+        self._structures = structures(function)
+        self._common = self.structure(Cfg.COMMON)
+        self.count_queues()
+        self.msix = msix.find(client, function, words)
+        if self.msix:
+            self.msix.point()
+            self.msix.enable(True)
+        self.config_vector = 0
+        self.queue_vectors: dict[int, int] = {}
+        """Where a queue is to have another vector than the usual, or NO_VECTOR."""
         self._driver_features = 0
+
+    def count_queues(self) -> None:
+        self.queue_count = self.get("num_queues")
+
+    def structure(self, kind: int) -> Structure:
+        """Raises TransportError if the function has none of this `cfg_type`."""
+        if kind not in self._structures:
+            name = Cfg(kind).name.replace("_", " ")
+            raise TransportError(f"the PCI function has no {name} configuration (4.1.4)")
+        return self._structures[kind]
 
     @property
     def device_id(self) -> int:
-        device = self._function.device
-        return device - _DEVICE_MODERN if device >= _DEVICE_MODERN else self._function.subsystem
+        device = self.function.device
+        return device - _DEVICE_MODERN if device >= _DEVICE_MODERN else self.function.subsystem
 
-    # The common configuration
+    # Single accesses
 
-    def _get(self, field: tuple[int, int]) -> int:
-        offset, size = field
-        return self._client.load(self._common.address + offset, size)
-
-    def _put(self, field: tuple[int, int], value: int) -> None:
-        offset, size = field
+    def get(self, field: str) -> int:
+        """Read a field of the common configuration; 64 bits as two words (4.1.3.1)."""
+        offset, size = FIELDS[field]
         at = self._common.address + offset
-        if size == 8:  # as two words: a device need not take a larger access (4.1.3.1)
+        if size == 8:
+            return self._client.load(at, 4) | self._client.load(at + 4, 4) << 32
+        return self._client.load(at, size)
+
+    def put(self, field: str, value: int) -> None:
+        """Write a field of the common configuration; 64 bits as two words."""
+        offset, size = FIELDS[field]
+        at = self._common.address + offset
+        if size == 8:
             self._client.store(at, 4, value)
             self._client.store(at + 4, 4, value >> 32)
         else:
             self._client.store(at, size, value)
 
+    def get_half(self, field: str, high: bool) -> int:
+        """Read one 32-bit half of a 64-bit field."""
+        return self._client.load(self._common.address + FIELDS[field][0] + 4 * high, 4)
+
+    def put_half(self, field: str, high: bool, value: int) -> None:
+        """Write one 32-bit half of a 64-bit field."""
+        self._client.store(self._common.address + FIELDS[field][0] + 4 * high, 4, value)
+
+    def load(self, structure: Structure, offset: int, size: int) -> int:
+        """One access to a structure. Raises ConfigError beyond its end."""
+        _check_range(structure, offset, size)
+        return self._client.load(structure.address + offset, size)
+
+    def isr(self) -> int:
+        """Read the ISR status, which acknowledges it (4.1.4.5)."""
+        return self._client.load(self.structure(Cfg.ISR).address, 1)
+
+    # Status and features
+
     def read_status(self) -> int:
-        return self._get(_STATUS)
+        return self.get("device_status")
 
     def write_status(self, status: int) -> None:
-        self._put(_STATUS, status)
+        self.put("device_status", status)
         if status == 0:
             self._driver_features = 0
             self._notify_offsets.clear()
         elif self._vectors:
-            self._route(_CONFIG_VECTOR, 0)
+            self._route("config_msix_vector", self.config_vector)
 
     def read_feature_word(self, index: int) -> int:
-        self._put(_DEVICE_FEATURE_SELECT, index)
-        return self._get(_DEVICE_FEATURE)
+        self.put("device_feature_select", index)
+        return self.get("device_feature")
 
     def write_feature_word(self, index: int, word: int) -> None:
-        self._put(_DRIVER_FEATURE_SELECT, index)
-        self._put(_DRIVER_FEATURE, word)
+        self.put("driver_feature_select", index)
+        self.put("driver_feature", word)
         self._driver_features |= word << 32 * index
 
     # Queues
@@ -117,46 +154,41 @@ class PciRegisters:
     def _select(self, index: int) -> None:
         if not 0 <= index < self.queue_count:
             raise ConfigError(f"queue {index} of a device that has {self.queue_count}")
-        self._put(_QUEUE_SELECT, index)
+        self.put("queue_select", index)
 
     def queue_size_max(self, index: int) -> int:
         self._select(index)
-        return self._get(_QUEUE_SIZE)
+        return self.get("queue_size")
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
+        self.configure_queue(index, size, desc, driver, device)
+        self.put("queue_enable", 1)
+
+    def configure_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
+        """All that comes before a queue is enabled (4.1.5.1.3). Raises TransportError if the queue
+        cannot be notified or cannot interrupt."""
         self._select(index)
-        self._put(_QUEUE_SIZE, size)
-        self._put(_QUEUE_DESC, desc)
-        self._put(_QUEUE_DRIVER, driver)
-        self._put(_QUEUE_DEVICE, device)
+        self.put("queue_size", size)
+        self.put("queue_desc", desc)
+        self.put("queue_driver", driver)
+        self.put("queue_device", device)
         if self._vectors:
-            self._route(_QUEUE_VECTOR, self._vector_of(index))
-        area = self._structures[_NOTIFY]
-        offset = self._get(_QUEUE_NOTIFY_OFF) * self._multiplier
-        if offset + 2 > area.length:
+            self._route("queue_msix_vector", self.vector_of(index))
+        area = self.structure(Cfg.NOTIFY)
+        offset = self.get("queue_notify_off") * area.multiplier
+        width = 4 if self._driver_features & F.NOTIFICATION_DATA else 2
+        if offset + width > area.length:
             raise TransportError(f"queue {index} is notified beyond the notification area")
         told = index
-        if self._driver_features >> _NOTIF_CONFIG_DATA_BIT & 1:
-            told = self._get(_QUEUE_NOTIF_CONFIG_DATA)
+        if self._driver_features & F.NOTIF_CONFIG_DATA:
+            told = self.get("queue_notif_config_data")
         self._notify_offsets[index] = area.address + offset, told
-        self._put(_QUEUE_ENABLE, 1)
-
-    def _route(self, field: tuple[int, int], vector: int) -> None:
-        self._put(field, vector)
-        if self._get(field) != vector:
-            raise TransportError(f"the device has no resources for MSI-X vector {vector} (4.1.5.1)")
-
-    def _vector_of(self, queue: int) -> int:
-        """One for each queue behind that of the configuration, or one for all."""
-        if self._vectors > self.queue_count:
-            return queue + 1
-        return min(1, self._vectors - 1)
 
     def reset_queue(self, index: int) -> None:
         self._select(index)
-        self._put(_QUEUE_RESET, 1)
+        self.put("queue_reset", 1)
         deadline = time.monotonic() + _RESET_TIMEOUT_S
-        while self._get(_QUEUE_RESET):
+        while self.get("queue_reset"):
             if time.monotonic() > deadline:
                 raise TransportError(f"queue {index} is not reset within {_RESET_TIMEOUT_S} s")
             self._select(index)
@@ -174,67 +206,79 @@ class PciRegisters:
 
     @property
     def config_size(self) -> int:
-        area = self._structures.get(_DEVICE)
+        area = self._structures.get(Cfg.DEVICE)
         return area.length if area else 0
 
     def read_config(self, offset: int, length: int) -> bytes:
         area = self._config_area(offset, length)
-        for _ in range(CONFIG_READ_ATTEMPTS):
-            before = self._get(_GENERATION)
-            data = load_bytes(self._client, area.address + offset, length)
-            if self._get(_GENERATION) == before:
-                return data
-        raise TransportError("the configuration changes all the time (2.5.1)")
+        return at_one_generation(
+            lambda: self.get("config_generation"),
+            lambda: load_bytes(self._client, area.address + offset, length),
+        )
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        area = self._config_area(0, max((at + width for at, width in accesses), default=1))
+        return at_one_generation(
+            lambda: self.get("config_generation"),
+            lambda: [load_bytes(self._client, area.address + at, width) for at, width in accesses],
+        )
 
     def write_config(self, offset: int, data: bytes) -> None:
         area = self._config_area(offset, len(data))
         store_bytes(self._client, area.address + offset, data)
 
     def _config_area(self, offset: int, length: int) -> Structure:
-        area = self._structures.get(_DEVICE, Structure(0, 0))
-        if offset < 0 or length < 1 or offset + length > area.length:
-            raise ConfigError(
-                f"bytes {offset} to {offset + length} of a configuration space of {area.length}"
-            )
+        area = self._structures.get(Cfg.DEVICE, Structure(0, 0))
+        _check_range(area, offset, length)
         return area
 
     # Interrupts
 
-    def _point_vectors(self) -> None:
-        """Each MSI-X vector at a word of its own; the message is the vector's number plus one."""
-        if not self._vectors:
-            return
-        at = _msix(self._function)
-        table = self._function.read(at + _MSIX_TABLE, 4)
-        if table & 7 not in self._function.bars:
-            raise TransportError(f"the MSI-X table is in BAR {table & 7}, which does not exist")
-        base = self._function.bars[table & 7] + (table & ~7)
-        for vector in range(self._vectors):
-            entry, word = base + vector * _MSIX_ENTRY_BYTES, self._words.addr + 4 * vector
-            for offset, value in ((0, word), (4, word >> 32), (8, vector + 1), (12, 0)):
-                self._client.store(entry + offset, 4, value)
-        control = self._function.read(at + _MSIX_CONTROL, 2)
-        self._function.write(at + _MSIX_CONTROL, 2, control | _MSIX_ENABLE)
+    def without_msix(self) -> None:
+        """Use INTx from now on; before the device is initialized."""
+        if self.msix:
+            self.msix.enable(False)
+            self.msix = None
+
+    @property
+    def _vectors(self) -> int:
+        return self.msix.size if self.msix else 0
+
+    def _route(self, field: str, vector: int) -> None:
+        self.put(field, vector)
+        if self.get(field) != vector:
+            raise TransportError(f"the device has no resources for MSI-X vector {vector} (4.1.5.1)")
+
+    def vector_of(self, queue: int) -> int:
+        """One for each queue behind that of the configuration, or one for all."""
+        if queue in self.queue_vectors:
+            return self.queue_vectors[queue]
+        if self._vectors > self.queue_count:
+            return queue + 1
+        return min(1, self._vectors - 1)
 
     def interrupts(self) -> tuple[set[int], bool]:
-        if not self._vectors:
+        if not self.msix:
             return self._from_isr()
         # Cleared before the rings are looked at: a message that arrives between the two, and is
         # lost, was for what is about to be seen there.
-        words = self._words.view.cast("I")
-        raised = {vector for vector in range(self._vectors) if words[vector]}
-        for vector in raised:
-            words[vector] = 0
-        queues = {index for index in range(self.queue_count) if self._vector_of(index) in raised}
-        return queues, 0 in raised
+        raised = self.msix.take()
+        queues = {index for index in range(self.queue_count) if self.vector_of(index) in raised}
+        return queues, self.config_vector in raised
 
     def _from_isr(self) -> tuple[set[int], bool]:
-        """Reading the ISR status acknowledges it (4.1.4.5)."""
-        status = self._client.load(self._structures[_ISR].address, 1)
+        status = self.isr()
         return set(range(self.queue_count)) if status & 1 else set(), bool(status & 2)
 
 
-def find(client: Client, words: Arena) -> PciRegisters:
+def _check_range(area: Structure, offset: int, length: int) -> None:
+    if offset < 0 or length < 1 or offset + length > area.length:
+        raise ConfigError(
+            f"bytes {offset} to {offset + length} of a configuration space of {area.length}"
+        )
+
+
+def find(client: Accesses, words: Arena) -> PciRegisters:
     """The first virtio function on bus 0, ready to be driven. Raises TransportError if there is
     none, or one that has only the legacy interface."""
     window = Window()
@@ -244,33 +288,3 @@ def find(client: Client, words: Arena) -> PciRegisters:
             function.place_bars(window)
             return PciRegisters(client, function, words)
     raise TransportError("there is no virtio device on the PCI bus")
-
-
-def _structures(function: Function) -> tuple[Mapping[int, Structure], int]:
-    """The virtio structures by type, the first of each that is in a BAR that exists (4.1.4.1), and
-    the notification multiplier."""
-    found: dict[int, Structure] = {}
-    multiplier = 0
-    for capability in function.capabilities():
-        if capability.id != _CAP_VENDOR:
-            continue
-        at = capability.offset
-        kind, bar = function.read(at + 3, 1), function.read(at + 4, 1)
-        offset, length = function.read(at + 8, 4), function.read(at + 12, 4)
-        if kind in found or bar not in function.bars:
-            continue
-        found[kind] = Structure(function.bars[bar] + offset, length)
-        if kind == _NOTIFY:
-            multiplier = function.read(at + 16, 4)
-    return found, multiplier
-
-
-def _msix(function: Function) -> int:
-    """Offset of the MSI-X capability; 0 where there is none."""
-    return next((c.offset for c in function.capabilities() if c.id == _CAP_MSIX), 0)
-
-
-def _vectors(function: Function) -> int:
-    """How many MSI-X vectors the function has."""
-    at = _msix(function)
-    return (function.read(at + _MSIX_CONTROL, 2) & _MSIX_SIZE_MASK) + 1 if at else 0

@@ -333,6 +333,12 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             return Err(QueueError::Stale);
         }
         let (mut from, mut entries) = (0, 0);
+        if O::IN_ORDER && self.merge && !write && count > 0 {
+            // One for all of them (2.7.9).
+            let (id, written) = burst.used(count - 1);
+            self.write_element(self.next_used & self.mask, id, written);
+            (from, entries) = (count, 1);
+        }
         while from < count {
             let last =
                 if O::IN_ORDER && self.merge { burst.run_end(from, count, write) } else { from };
@@ -352,21 +358,29 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         Ok(entries)
     }
 
-    fn call_wanted(&mut self) -> Result<bool, QueueError> {
+    fn call_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
-        let new = self.next_used;
-        let old = self.asked.replace(new);
+        let (old, new) = (self.asked, self.next_used);
         if old == Some(new) {
             return Ok(false);
         }
-        // Full barrier: pairs with the driver's, between stating its wish and reading the index.
-        full_fence();
-        let avail = &self.areas.avail;
-        if self.common.event_idx {
-            let event = avail.load16(used_event_offset(self.common.size), Ordering::Relaxed);
-            return Ok(old.is_none_or(|old| need_event(event, new, old)));
+        let size = self.common.size;
+        let settled = settled || old.is_none_or(|old| new.wrapping_sub(old) >= size);
+        if settled {
+            // Full barrier: pairs with the driver's, between stating its wish and reading the index.
+            full_fence();
         }
-        Ok(avail.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0)
+        let avail = &self.areas.avail;
+        let wanted = if self.common.event_idx {
+            let event = avail.load16(used_event_offset(size), Ordering::Relaxed);
+            old.is_none_or(|old| need_event(event, new, old))
+        } else {
+            avail.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0
+        };
+        if settled || wanted {
+            self.asked = Some(new);
+        }
+        Ok(wanted)
     }
 
     fn enable_kicks(&mut self) -> bool {

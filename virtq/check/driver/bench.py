@@ -1,0 +1,324 @@
+"""All cases against one driver: who is at the socket, what is known of the driver so far, and what
+became of each case.
+
+A driver is at work for many cases after one another, which is how they are ordered: by kind of
+ring, those that go on with the same driver before those that want one of their own, and those in
+which the device does what no device should last. After a case that fails the driver is ended, so
+that no case pays for another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+from virtq.check.case import KINDS, Broken, Case, Hung, NotObservable, Verdict
+from virtq.check.driver.context import DriverContext, Stalled
+from virtq.check.driver.peer import OFFERED, Offer, Peer, serve_plainly
+from virtq.check.driver.record import Record, Words
+from virtq.check.driver.roles import RING_FEATURES, ROLES, Role
+from virtq.check.driver.start import Door, Ending, NoDriver, Running, Starter
+from virtq.check.run import MOMENT_S, OUR_FAULT, PATIENCE_S, Result
+from virtq.errors import PeerGone, UriError, VirtqError
+from virtq.features import DEVICE_NAMES, F, RingKind
+from virtq.transports.vhost_user.messages import P
+
+WAIT_S = 30.0
+"""How long to wait for a driver."""
+BASELINE_BUFFERS = 600
+"""Buffers of a plain run; a driver that makes so many available keeps on doing so."""
+_MISSES = 3
+"""After so many drivers that did not come, one after the other, no more is waited for."""
+
+log = logging.getLogger("virtq.check")
+Key = tuple[RingKind | None, int]
+
+
+@dataclass
+class Baseline:
+    """A plain run: what was seen, and what went wrong in it."""
+
+    record: Record
+    flows: bool = False
+    per_s: float = 0.0
+    """Buffers in a second."""
+    trouble: Exception | None = None
+
+
+class Bench:
+    """Where a driver is judged. Close it."""
+
+    def __init__(
+        self,
+        path: str,
+        device_id: int,
+        *,
+        starter: Starter | None = None,
+        wait_s: float = WAIT_S,
+        patience_s: float = PATIENCE_S,
+        moment_s: float = MOMENT_S,
+        baseline_buffers: int = BASELINE_BUFFERS,
+        protocol: P = OFFERED,
+    ) -> None:
+        """`starter`: what starts a driver whenever one is needed; without it drivers come by
+        themselves. `baseline_buffers`: how many are looked at in a plain run. Raises
+        TransportError if the path cannot be had, UriError for a device type that the judge cannot
+        be."""
+        if device_id not in ROLES:
+            known = ", ".join(DEVICE_NAMES[id] for id in ROLES)
+            raise UriError(f"the judge cannot be a device of type {device_id}, only {known}")
+        self.device_id = device_id
+        self.wait_s, self.patience_s, self.moment_s = wait_s, patience_s, moment_s
+        self.protocol = protocol
+        self._baseline_buffers = baseline_buffers
+        self._door = Door(path)
+        self._starter = starter
+        self._running: Running | None = None
+        self._peer: Peer | None = None
+        self._key: Key | None = None
+        """Of the peer that is at work; None: it is a case's own."""
+        self._baselines: dict[Key, Baseline] = {}
+        self._misses = 0
+        self.came = False
+        """Whether there was a driver at all."""
+        self.flows = False
+        """Whether the driver, served plainly, makes buffers available without an end."""
+        self.ends_willingly: bool | None = None
+        """Whether a started driver ends when it is asked to; None: not tried yet."""
+        self.ending: Ending | None = None
+        self._absent = ""
+
+    @property
+    def path(self) -> str:
+        return self._door.path
+
+    @property
+    def running(self) -> Running | None:
+        return self._running
+
+    @property
+    def peer(self) -> Peer | None:
+        """The driver that is there."""
+        return self._peer
+
+    # Drivers
+
+    def fresh(self, kind: RingKind | None, offer: Offer, role: Role | None = None) -> Peer:
+        """A driver that has just connected, seeing this offer. Raises NoDriver."""
+        self.drop()
+        if self._absent:
+            raise NoDriver(self._absent)
+        if self._starter is not None:
+            self._running = self._starter.start(self.path, kind, offer.features)
+        try:
+            sock = self._door.accept(self._running, self.wait_s)
+        except NoDriver as reason:
+            self._misses += 1
+            if self._starter is None or self._misses >= _MISSES:
+                self._absent = str(reason)
+            self.drop()
+            raise
+        self._misses, self.came, self.ending = 0, True, None
+        peer = Peer(sock, kind or RingKind.SPLIT, role or ROLES[self.device_id](), offer)
+        self._peer = peer
+        return peer
+
+    def live(self, kind: RingKind | None, offer: Offer) -> Peer:
+        """A driver at work in this kind of ring; the one that is, if there is one."""
+        key = kind, offer.features
+        if self._peer is None or self._key != key or self._peer.gone:
+            if key not in self._baselines:
+                self.baseline(kind, offer)
+            if self._peer is None or self._key != key or self._peer.gone:
+                self._bring_up(self.fresh(kind, offer), key)
+        assert self._peer is not None
+        return self._peer
+
+    def _bring_up(self, peer: Peer, key: Key) -> None:
+        work = peer.role.work
+        peer.service = serve_plainly(peer)
+        peer.until(lambda: peer.is_live(work), self.wait_s, f"queue {work} to be live")
+        self._key = key
+
+    def baseline(self, kind: RingKind | None, offer: Offer) -> Baseline:
+        """The plain run in this kind of ring; made once."""
+        key = kind, offer.features
+        if key not in self._baselines:
+            self._baselines[key] = self._plain_run(kind, offer, key)
+        return self._baselines[key]
+
+    def _plain_run(self, kind: RingKind | None, offer: Offer, key: Key) -> Baseline:
+        peer = self.fresh(kind, offer)
+        found = Baseline(peer.record)
+        work = peer.role.work
+        try:
+            self._bring_up(peer, key)
+            began = last = time.monotonic()
+            count = -1
+            while count < self._baseline_buffers:
+                peer.turn()
+                ring = peer.rings.get(work)
+                if ring is not None and ring.count != count:
+                    last, count = time.monotonic(), ring.count
+                if time.monotonic() - last > self.patience_s:
+                    break
+            found.per_s = count / max(time.monotonic() - began, 1e-6)
+            found.flows = count >= self._baseline_buffers
+            self.flows = self.flows or found.flows
+        except (Broken, Hung, PeerGone) as error:
+            found.trouble = error
+        with contextlib.suppress(VirtqError):
+            for ring in peer.rings.values():
+                ring.audit()
+        found.record = frozen(peer)
+        return found
+
+    def drop(self) -> bool:
+        """End the driver that is there. Whether a started one did so when it was asked."""
+        peer, self._peer, self._key = self._peer, None, None
+        running, self._running = self._running, None
+        willing = True
+        if running is not None:
+            self.ending = running.ended()
+
+            def meanwhile() -> None:
+                try:
+                    if peer is not None and not peer.gone:
+                        peer.service = serve_plainly(peer)
+                        peer.turn()
+                        return
+                except (Broken, VirtqError):
+                    pass
+                time.sleep(0.005)
+
+            willing = running.end(meanwhile)
+            if self.ends_willingly is None:
+                self.ends_willingly = willing
+        if peer is not None:
+            peer.close()
+        return willing
+
+    def close(self) -> None:
+        self.drop()
+        self._door.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # Cases
+
+    def run(self, cases: Sequence[Case], *, seed: int = 0) -> Iterator[Result]:
+        """Run the cases that are about drivers of this device type, each in each of its kinds of
+        ring; one result at a time. Always ends."""
+        about = [case for case in cases if case.concerns(self.device_id, None)]
+        turns = [(case, kind) for case in about for kind in case.kinds or (None,)]
+        for case, kind in sorted(turns, key=_order):
+            yield self._run_one(case, kind, seed)
+        self.drop()
+
+    def _run_one(self, case: Case, kind: RingKind | None, seed: int) -> Result:
+        role = ROLES[self.device_id]()
+        extra = RING_FEATURES if case.offers is None else case.offers
+        features = F.VERSION_1 | extra | role.features | (kind.features if kind else 0)
+        context = DriverContext(
+            self,
+            kind=kind,
+            features=int(features),
+            patience_s=self.patience_s,
+            moment_s=self.moment_s,
+            seed=seed,
+        )
+        began = time.monotonic()
+        verdict, fields = Verdict.PASS, dict[str, str]()
+        rings: list[dict[str, Any]] = []
+        try:
+            case.run(context)
+        except Exception as error:
+            rings = self._pictures()
+            verdict, fields = self._verdict(case, error)
+        if verdict not in (Verdict.PASS, Verdict.SKIPPED) or case.alone:
+            self.drop()
+        else:
+            self._settle()
+        if verdict in (Verdict.PASS, Verdict.SKIPPED):
+            rings = []
+        return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)
+
+    def _pictures(self) -> list[dict[str, Any]]:
+        if self._peer is None:
+            return []
+        return self._peer.pictures()
+
+    def _verdict(self, case: Case, error: Exception) -> tuple[Verdict, dict[str, str]]:
+        match error:
+            case Broken():
+                return Verdict.FAIL, {"expected": error.expected, "came": error.came}
+            case NotObservable() | NoDriver():
+                return Verdict.SKIPPED, {"reason": str(error)}
+            case Stalled() if not self.flows:
+                reason = f"{error}; served plainly, it makes no end of buffers available either"
+                return Verdict.SKIPPED, {"reason": reason}
+            case Hung():
+                return Verdict.HUNG, {"reason": str(error)}
+            case PeerGone():
+                ending = self.wait_for_end()
+                if ending is not None and not ending.failed:
+                    return Verdict.SKIPPED, {"reason": ending.text}
+                text = str(error) if ending is None else f"{error}: {ending.text}"
+                return Verdict.CRASHED, {"reason": text}
+            case VirtqError():
+                came = str(error.args[0]) if error.args else str(error)
+                return Verdict.FAIL, {"expected": "memory that is there", "came": came}
+        log.error("the case %s itself failed", case.name, exc_info=error)
+        return Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
+
+    def wait_for_end(self) -> Ending | None:
+        """How the started driver ended, which closed its connection a moment ago."""
+        deadline = time.monotonic() + 1.0
+        while self._running is not None and time.monotonic() < deadline:
+            if ending := self._running.ended():
+                return ending
+            time.sleep(0.005)
+        return None
+
+    def _settle(self) -> None:
+        """Leave the driver for the next case as if it had been served plainly all the time."""
+        peer = self._peer
+        if peer is None or self._key is None:
+            return
+        try:
+            peer.service = serve_plainly(peer)
+            for ring in peer.rings.values():
+                ring.enable_kicks()
+            peer.turn(0)
+            peer.turn(0)
+        except (Broken, Hung, VirtqError):
+            self.drop()
+
+
+def frozen(peer: Peer) -> Record:
+    """What was seen so far; what comes later does not change it."""
+    record = copy(peer.record)
+    record.events = list(record.events)
+    record.queues = [copy(queue) for queue in record.queues]
+    for queue in record.queues:
+        queue.chains = list(queue.chains)
+        queue.indices = list(queue.indices)
+        queue.words = Words(set(queue.words.first), set(queue.words.second))
+        queue.faults = {about: list(texts) for about, texts in queue.faults.items()}
+    record.pictures = peer.pictures()
+    return record
+
+
+def _order(turn: tuple[Case, RingKind | None]) -> tuple[Any, ...]:
+    case, kind = turn
+    place = KINDS.index(kind) if kind is not None else len(KINDS)
+    return case.hostile, place, case.alone, -1 if case.offers is None else case.offers

@@ -1,0 +1,131 @@
+"""The device from one case to the next: one that the judge starts itself is kept as long as all is
+well, for starting it takes longer than most cases do, and started again when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+from virtq.check.driver.start import Ending, RunningCommand
+from virtq.errors import PeerGone, TransportError, VirtqError
+from virtq.transports.base import DriverTransport, Renewable
+
+START_S = 30.0
+"""How long a device that is started may take until it can be opened."""
+_LAST_BREATH_S = 1.0
+"""A connection may be closed before its process has ended."""
+_POLL_S = 0.01
+
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """There is no device any more, and no way to start another one; the text says why."""
+
+
+class Lasting:
+    """A device that somebody else has started."""
+
+    def __init__(self, open: Callable[[], DriverTransport]) -> None:
+        self._open = open
+        self._came = False
+
+    def open(self) -> DriverTransport:
+        """Raises TransportError; Gone if it could be opened before."""
+        try:
+            transport = self._open()
+        except TransportError as error:
+            raise Gone(str(error)) if self._came else error from None
+        self._came = True
+        return transport
+
+    def ending(self) -> str:
+        """How its process ended, as far as that is known; empty if it runs."""
+        return ""
+
+    def close(self) -> None:
+        """It is not ours to end."""
+
+
+class Started:
+    """A device that a command serves. Close it: it is ended."""
+
+    def __init__(
+        self, open: Callable[[], DriverTransport], start: Callable[[], RunningCommand]
+    ) -> None:
+        self._open, self._start = open, start
+        self._running: RunningCommand | None = None
+
+    def open(self) -> DriverTransport:
+        """Raises PeerGone if it ends before it can be opened, TransportError if it never can."""
+        return self.reach(self._open)
+
+    def reach(self, open: Callable[[], T]) -> T:
+        """The same, for another way to open it."""
+        if self._running is None or self._running.ended():
+            self.close()
+            self._running = self._start()
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return open()
+            except TransportError:
+                if ending := self._running.ended():
+                    raise PeerGone(f"the device is gone: {ending.text}") from None
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
+
+    def ending(self) -> str:
+        """How its process ended; empty if it runs. Waits a moment for one that is about to end."""
+        found: Ending | None = None
+        deadline = time.monotonic() + _LAST_BREATH_S
+        while self._running and not (found := self._running.ended()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_S)
+        return found.text if found else ""
+
+    def close(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.end(lambda: time.sleep(_POLL_S))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Keeper:
+    """Opens transports, and keeps one that is no longer needed. Close it: that one goes."""
+
+    def __init__(self, device: Lasting | Started) -> None:
+        self._device = device
+        self._kept: DriverTransport | None = None
+
+    def open(self) -> DriverTransport:
+        """The one that was kept, or a new one. Raises TransportError, Gone."""
+        kept, self._kept = self._kept, None
+        return kept or self._device.open()
+
+    def give_back(self, transport: DriverTransport, *, well: bool) -> None:
+        """Done with a transport; `well`: nothing speaks against using the device again."""
+        if well and self._kept is None and isinstance(transport, Renewable):
+            with contextlib.suppress(VirtqError):
+                transport.renew()
+                self._kept = transport
+                return
+        transport.close()
+
+    def ending(self) -> str:
+        """How the device's process ended, as far as that is known."""
+        return self._device.ending()
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
