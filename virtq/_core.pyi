@@ -207,6 +207,9 @@ class DeviceQueue:
     def kick_fd(self) -> int | None:
         """Our duplicate, to poll; owned by the queue."""
     def drain_kick(self) -> None: ...
+    def set_used_log(self, addr: int | None) -> None:
+        """Mark writes to a split ring's used ring in the dirty log as if it were at this address
+        (None: where it is)."""
     def set_memory(self, memory: Memory) -> None:
         """Use a new snapshot of `memory` from now on. Raises TranslationMiss if the rings are
         gone."""

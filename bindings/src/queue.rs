@@ -206,6 +206,10 @@ impl PyDeviceQueue {
         visit(&self.queue).drain_kick();
     }
 
+    fn set_used_log(&self, addr: Option<u64>) {
+        visit(&self.queue).set_used_log(addr);
+    }
+
     fn set_memory(&self, memory: &PyMemory) -> PyResult<()> {
         visit(&self.queue).set_memory(memory.snapshot()).map_err(to_py)
     }

@@ -334,6 +334,12 @@ impl DeviceQueue {
         Ok(())
     }
 
+    /// Mark writes to the used ring in the dirty log as if it were at this address (None: where it
+    /// is).
+    pub fn set_used_log(&mut self, addr: Option<u64>) {
+        device_ring!(&mut self.ring, ring => ring.set_used_log(addr));
+    }
+
     /// Break the queue for a reason found above the ring, and tell the other side.
     pub fn break_queue(&mut self, fault: Fault) {
         device_ring!(&mut self.ring, ring => ring.set_broken(fault));

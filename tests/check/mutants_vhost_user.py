@@ -547,6 +547,20 @@ class LogsNothing(BackEnd):
         return NUMBER.pack(0)
 
 
+@catches(MEMORY, "logging_begins")
+class LogsFromTheBeginningOnly(BackEnd):
+    def use_log(self) -> None:
+        if not self.disk.queues:
+            super().use_log()
+
+
+@catches(MEMORY, "logging_begins")
+class TakesNoLogFlagLater(BackEnd):
+    def on_set_vring_addr(self, body: bytes, fds: list[int]) -> None:
+        if not self.disk.queues:
+            super().on_set_vring_addr(body, fds)
+
+
 @catches(MEMORY, "the_dirty_log")
 class LogsNoUsedRing(BackEnd):
     class disk_type(Disk):

@@ -169,6 +169,7 @@ class BackEnd:
         self.chosen = P(0)
         self.without_protocol = False
         self.memory = Memory()
+        self.log: tuple[int, int, int] | None = None
         self.table: list[tuple[int, ...]] = []
         self.rings = [Ring() for _ in range(self.disk.queue_count)]
 
@@ -227,6 +228,7 @@ class BackEnd:
         finally:
             self.forget_rings()
             self.memory.set_log(None)
+            self.drop_log()
 
     def one(self, sock: socket.socket) -> None:
         fds: list[int] = []
@@ -333,6 +335,7 @@ class BackEnd:
         self.features = features
         self.disk.features = features & ~(PROTOCOL_FEATURES | LOG_ALL)
         self.memory.iotlb_enable(bool(features & F.ACCESS_PLATFORM))
+        self.use_log()
         self.without_protocol = not features & PROTOCOL_FEATURES
         if self.without_protocol:
             self.disk.enabled = set(range(len(self.rings)))
@@ -410,10 +413,19 @@ class BackEnd:
         raise Bad("there is no such region")
 
     def on_set_log_base(self, body: bytes, fds: list[int]) -> bytes | None:
-        size, offset = LOG.unpack(body)
-        if self.features & LOG_ALL:
-            self.memory.set_log(fds[0], size, offset)
+        self.drop_log()
+        self.log = (fds.pop(0), *LOG.unpack(body))
+        self.use_log()
         return NUMBER.pack(0)
+
+    def use_log(self) -> None:
+        if self.log is not None and self.features & LOG_ALL:
+            self.memory.set_log(*self.log)
+
+    def drop_log(self) -> None:
+        if self.log is not None:
+            os.close(self.log[0])
+            self.log = None
 
     def on_iotlb_msg(self, body: bytes, fds: list[int]) -> bytes:
         iova, size, user, permissions, kind = IOTLB.unpack(body)

@@ -127,6 +127,15 @@ class QueueEnd(Protocol):
 
 
 @runtime_checkable
+class WritableEarly(Protocol):
+    """What a device has besides `DeviceSide` if its configuration space may be written before a
+    driver has negotiated anything, such as for an emergency write (5.3.4)."""
+
+    @property
+    def config_writable_early(self) -> bool: ...
+
+
+@runtime_checkable
 class DrainingDevice(Protocol):
     """What a device has besides `DeviceSide` if it may hold buffers for longer than a call."""
 

@@ -242,6 +242,9 @@ pub trait DeviceHalf {
     fn abandon(&mut self) -> Position;
     /// Look addresses up in a new snapshot of the memory from now on.
     fn set_memory(&mut self, memory: Arc<Memory>);
+    /// Mark writes to the used ring in the dirty log as if it were at this address (None: where it
+    /// is). A packed ring has none.
+    fn set_used_log(&mut self, _addr: Option<u64>) {}
     /// The fault that broke the queue.
     fn broken(&self) -> Option<&Fault>;
     /// Break the queue for a reason found above the ring.

@@ -7,6 +7,8 @@ from virtq.check.device import (
     blk_ranges,
     blk_zone_writes,
     blk_zones,
+    console,
+    entropy,
     features,
     framing,
     in_order,
@@ -37,6 +39,7 @@ from virtq.check.device import (
     vhost_user_memory,
     vhost_user_messages,
     vhost_user_rings,
+    vsock,
 )
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "blk_ranges",
     "blk_zone_writes",
     "blk_zones",
+    "console",
+    "entropy",
     "features",
     "framing",
     "in_order",
@@ -76,4 +81,5 @@ __all__ = [
     "vhost_user_memory",
     "vhost_user_messages",
     "vhost_user_rings",
+    "vsock",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
-from virtq.check.case import NotObservable, expect
+from virtq.check.case import Hung, NotObservable, expect
 from virtq.check.context import Context, Live
 from virtq.check.device.vhost_user_support import (
     live_on,
@@ -22,11 +23,14 @@ from virtq.transports.vhost_user.messages import LOG_ALL, P
 from virtq.transports.vhost_user.messages import Front as Code
 from virtq.transports.vhost_user.wire import (
     INFLIGHT,
+    U64,
+    VRING_LOG,
     Config,
     Inflight,
     LogBase,
     Region,
     RegionTable,
+    VringAddress,
 )
 from virtq.wire import blk, console, vsock
 
@@ -256,16 +260,58 @@ def the_dirty_log(ctx: Context) -> None:
         sent = ring.serve(*live.jobs(3))
         for buffer in sent:
             page = buffer.writable[0].addr // _PAGE
-            expect(_is_marked(fd, page), f"page {page:#x} of a written buffer marked", "it is not")
+            expect(
+                _is_marked(live, fd, page),
+                f"page {page:#x} of a written buffer marked",
+                "it is not",
+            )
         # A packed ring has no used ring; what then counts as one is told nowhere.
-        marked = ring.packed or _is_marked(fd, _LOG_PAGE // _PAGE)
+        marked = ring.packed or _is_marked(live, fd, _LOG_PAGE // _PAGE)
         expect(marked, "the used ring's page marked", "it is not")
     finally:
         os.close(fd)
 
 
-def _is_marked(fd: int, page: int) -> bool:
-    return bool(os.pread(fd, 1, page // 8)[0] & 1 << page % 8)
+@ring_case("vhost-user.log.begins-live")
+def logging_begins(ctx: Context) -> None:
+    """A migration begins while the ring is live: features with LOG_ALL, ring addresses with the log
+    flag. What is written from then on is marked."""
+    front = ctx.front(P.LOG_SHMFD)
+    if not front.offered & LOG_ALL:
+        raise NotObservable("LOG_ALL is not offered")
+    if not ctx.work.job(0).writable:
+        raise NotObservable("this device type writes no buffers of its work")
+    live = live_on(ctx, front)
+    ring = live.ring
+    ring.serve(*live.jobs(2))
+    fd = os.memfd_create("virtq-check-log", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, _LOG_BYTES)
+        front.let_go(front.ask(Code.SET_LOG_BASE, LogBase(_LOG_BYTES, 0), [fd]))
+        front.tell(Code.SET_FEATURES, U64(front.features | LOG_ALL))
+        desc, driver, device = (front.user(area) for area in ring.areas[:3])
+        address = VringAddress(ring.index, VRING_LOG, desc, device, driver, _LOG_PAGE)
+        front.tell(Code.SET_VRING_ADDR, address)
+        for buffer in ring.serve(*live.jobs(2, 2)):
+            page = buffer.writable[0].addr // _PAGE
+            expect(
+                _is_marked(live, fd, page),
+                f"page {page:#x} of a written buffer marked",
+                "it is not",
+            )
+        marked = ring.packed or _is_marked(live, fd, _LOG_PAGE // _PAGE)
+        expect(marked, "the used ring's page marked", "it is not")
+    finally:
+        os.close(fd)
+
+
+def _is_marked(live: Live, fd: int, page: int) -> bool:
+    """Soon enough: what is written may be marked a little later."""
+    with contextlib.suppress(Hung):
+        for _ in live.session.patience("a mark in the log"):
+            if os.pread(fd, 1, page // 8)[0] & 1 << page % 8:
+                return True
+    return False
 
 
 # ---------------------------------------------------------------- what is in flight

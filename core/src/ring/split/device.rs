@@ -34,6 +34,8 @@ pub struct SplitDevice<O: Order> {
     merge: bool,
     /// Where what is taken is written down, if it is.
     log: Option<Box<SplitLog>>,
+    /// Where the dirty log has the used ring, if not at its own address.
+    used_log: Option<u64>,
 }
 
 impl<O: Order> SplitDevice<O> {
@@ -57,6 +59,7 @@ impl<O: Order> SplitDevice<O> {
             taken: O::Taken::new(size),
             merge: true,
             log: None,
+            used_log: None,
         }
     }
 
@@ -196,12 +199,20 @@ impl<O: Order> SplitDevice<O> {
         if self.common.memory.log().is_none() {
             return;
         }
-        let used = &self.areas.used;
         for entry in 0..entries {
             let slot = first.wrapping_add(entry) & self.mask;
-            self.common.memory.mark_dirty(used.guest_addr(used_offset(slot)), 8);
+            self.mark_used(used_offset(slot), 8);
         }
-        self.common.memory.mark_dirty(used.guest_addr(FLAGS), 4);
+        self.mark_used(FLAGS, 4);
+    }
+
+    fn mark_used(&self, offset: usize, len: u64) {
+        let memory = &self.common.memory;
+        match (self.used_log, memory.log()) {
+            // It is an address of the log, whatever the rings' own addresses are.
+            (Some(base), Some(log)) => log.mark(base.saturating_add(offset as u64), len),
+            _ => memory.mark_dirty(self.areas.used.guest_addr(offset), len),
+        }
     }
 }
 
@@ -412,6 +423,10 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         self.last_avail = self.last_avail.wrapping_sub(buffers);
         self.seen = self.last_avail;
         self.position()
+    }
+
+    fn set_used_log(&mut self, addr: Option<u64>) {
+        self.used_log = addr;
     }
 
     fn set_memory(&mut self, memory: Arc<Memory>) {
