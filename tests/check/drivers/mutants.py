@@ -596,8 +596,10 @@ class TakesAllForUsed(Reference):
 class _One:
     """Takes a used entry for the buffer that it names, and for no other."""
 
+    in_order: bool
+
     def collect(self) -> list[tuple[Added, int]]:
-        in_order, self.in_order = self.in_order, False  # type: ignore[has-type]
+        in_order, self.in_order = self.in_order, False
         try:
             return super().collect()  # type: ignore[misc,no-any-return]
         finally:
