@@ -264,7 +264,7 @@ class Reference:
 
     def reset(self) -> None:
         self.transport.write_status(0)
-        self.status = 0
+        self.status = self.transport.read_status()
 
     def acknowledge(self) -> None:
         self.tell(Status.ACKNOWLEDGE)
