@@ -10,10 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from virtq.bench.measure import Comparison
 from virtq.bench.plot import strips
 from virtq.bench.result import Result
-from virtq.bench.table import COUNTS, MEANING, Rows, caption, factor, goal, rate, rows
+from virtq.bench.table import COUNTS, MEANING, Rows, caption, goals, rows
 
 HEADINGS = {
     "rings": "Rings alone",
@@ -42,16 +41,6 @@ class _Part:
     comparisons: list[_Shown]
 
 
-@dataclass(frozen=True)
-class _Goal:
-    title: str
-    of: str
-    target: str
-    medians: str
-    bests: str
-    met: bool
-
-
 def page(results: Sequence[Result]) -> str:
     """The page for one result or several of one machine, as HTML."""
     environment = Environment(
@@ -72,7 +61,7 @@ def page(results: Sequence[Result]) -> str:
         machine=machine,
         memory=f"{machine.memory_bytes / (1 << 30):.3g} GiB",
         dates=_dates(results),
-        goals=[aim for comparison in comparisons for aim in _goals(comparison)],
+        goals=[(one.title, aim) for one in comparisons for aim in goals(one)],
         meanings=meanings,
         parts=[_part(result) for result in results],
     )
@@ -103,31 +92,3 @@ def _part(result: Result) -> _Part:
     ]
     heading = HEADINGS.get(result.bench, result.bench)
     return _Part(heading, result.command, result.notes, shown)
-
-
-def _goals(comparison: Comparison) -> list[_Goal]:
-    found = [
-        _Goal(
-            comparison.title,
-            one.name,
-            f"≥ {rate(one.floor_per_s)} {comparison.unit}/s",
-            rate(one.median),
-            rate(one.best),
-            bool(one.met),
-        )
-        for one in comparison.contenders
-        if one.floor_per_s is not None
-    ]
-    found += [
-        _Goal(
-            comparison.title,
-            ratio.of,
-            goal(ratio),
-            factor(ratio.medians),
-            factor(ratio.bests),
-            bool(ratio.met),
-        )
-        for ratio in comparison.ratios
-        if ratio.target is not None
-    ]
-    return found
