@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from virtq.bench.plot import strips
 from virtq.bench.result import Result
-from virtq.bench.table import COUNTS, MEANING, Rows, caption, goals, rows
+from virtq.bench.table import COUNTS, MEANING, Goal, Rows, caption, goals, rows
 
 HEADINGS = {
     "rings": "Rings alone",
@@ -23,13 +23,22 @@ HEADINGS = {
 }
 
 
+LATENCIES = (
+    "p50, p99, p99.9",
+    "how long half of the requests took at the most, 99 and 99.9 % of them: from being made "
+    "available to being found used",
+)
+
+
 @dataclass(frozen=True)
 class _Shown:
     title: str
     caption: str
     work: str
     plot: Markup
-    rows: Rows
+    tables: list[Rows]
+    """What is measured in time, and the counts: beside each other they are too wide for a page."""
+    goals: list[Goal]
     errors: list[tuple[str, str]]
 
 
@@ -53,6 +62,8 @@ def page(results: Sequence[Result]) -> str:
     comparisons = [one for result in results for one in result.comparisons]
     names = {name for c in comparisons for one in c.contenders for name in one.counts}
     meanings = [(COUNTS[n].heading, MEANING[n]) for n in COUNTS if n in names]
+    if any(one.latency_ns for c in comparisons for one in c.contenders):
+        meanings.append(LATENCIES)
     machine = results[-1].machine
     versions = {name: v for result in results for name, v in result.machine.versions.items()}
     machine.versions.update(versions)
@@ -61,7 +72,14 @@ def page(results: Sequence[Result]) -> str:
         machine=machine,
         memory=f"{machine.memory_bytes / (1 << 30):.3g} GiB",
         dates=_dates(results),
-        goals=[(one.title, aim) for one in comparisons for aim in goals(one)],
+        goals=[
+            (
+                HEADINGS.get(result.bench, result.bench),
+                [(one.title, aim) for one in result.comparisons for aim in goals(one)],
+            )
+            for result in results
+            if any(goals(one) for one in result.comparisons)
+        ],
         meanings=meanings,
         parts=[_part(result) for result in results],
     )
@@ -85,7 +103,8 @@ def _part(result: Result) -> _Part:
             caption(one),
             one.work,
             Markup(strips(one)),  # made here, and what it shows is escaped
-            rows(one),
+            rows(one).halves(),
+            goals(one),
             list(one.errors.items()),
         )
         for one in result.comparisons
