@@ -21,6 +21,7 @@ BLOCK = 4096
 def disk(driver: Any) -> None:
     """Different bytes to every block, and back, many at once."""
     blocks = 64
+    assert driver.identify() is not None
     turn = 0
     while True:
         turn += 1

@@ -7,18 +7,28 @@ files `mutants_*.py` beside this one have the rest.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable
 
-from tests.check.drivers.reference import Asked, Packed, Queue, Reference, Split, ok, whole
-from virtq.features import F
-from virtq.model.memory import INDIRECT, NEXT, WRITE, Added, Piece, Position
+from tests.check.drivers.reference import (
+    Asked,
+    EntropyReference,
+    NetReference,
+    Packed,
+    Queue,
+    Reference,
+    Split,
+    ok,
+    random_bytes,
+    whole,
+)
+from virtq.model.memory import INDIRECT, NEXT, Added, Piece, Position
 from virtq.model.notify import NO_NOTIFICATION, PackedEvent, need_event
 from virtq.model.packed import Cursor
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.model.split import Descriptor as SplitDescriptor
-from virtq.model.split import chain
+from virtq.transports.vhost_user import Frontend
 from virtq.wire import blk
 
 CATCHES: dict[type[Reference], tuple[str, ...]] = {}
@@ -46,6 +56,8 @@ class StartsLate(Reference):
 
 
 REFERENCES["driver.split.the_index_wraps_at_65536"] = (StartsLate,)
+REFERENCES["driver.in_order.a_short_buffer_ends_its_batch"] = (EntropyReference,)
+REFERENCES["driver.using.a_length_without_write"] = (NetReference,)
 
 
 # The split ring, as it is set up
@@ -74,9 +86,12 @@ class TwelveSlots(Reference):
 @catches("split.sizes_are_powers_of_two", "packed.sizes_are_32768_at_most")
 class EndlessRings(Reference):
     ring_size = 65536
+    ram_bytes = 8 << 20
 
-    def connect(self):  # type: ignore[no-untyped-def]
+    def connect(self) -> Frontend:
         transport = super().connect()
+        for ring in transport._negotiation.rings:
+            ring.size_max = self.ring_size
         return transport
 
 
@@ -211,12 +226,12 @@ class FlagsWithEvents(Reference):
 @catches("split.in_order_slots_follow_one_another")
 class LeavesAGap(Reference):
     class split(Split):
-        left = False
+        allocated = 0
 
         def _allocate(self) -> int:
-            if self.in_order and not self.left and self.next_slot == 5:
-                self.left = True
-                self.next_slot = 6
+            self.allocated += 1
+            if self.in_order and self.allocated == PARTS_WAY:
+                self.next_slot = (self.next_slot + 1) % self.size
             return super()._allocate()
 
 
@@ -334,7 +349,8 @@ class BeginsWithoutRoom(Reference):
     def fill(self, ring: Queue) -> None:
         super().fill(ring)
         half = ring.half
-        if isinstance(half, Packed) and 0 < half.free < 3 and not half.unpublished:
+        if isinstance(half, Packed) and 0 < half.free < 3:
+            half.publish()
             at = half.next_avail
             flags = NEXT | at.available_flags
             half.ring.set_desc(at.slot, PackedDescriptor(ring.areas[0], 16, 0, flags))
@@ -669,6 +685,21 @@ class StepsBySlot(Reference):
                 self.free_ids.append(buffer.id)
 
 
+@catches("using.a_length_without_write")
+class BelievesEveryLength(NetReference):
+    class packed(Packed):
+        def used_entry(self) -> tuple[int, int] | None:
+            entry = super().used_entry()
+            return entry and (entry[0], self.ring.desc(self.next_used.slot).len)
+
+
+@catches("in_order.a_short_buffer_ends_its_batch")
+class TakesShortForFull(EntropyReference):
+    def ask(self, queue: int, number: int) -> Asked:
+        asked = super().ask(queue, number)
+        return Asked([], asked.writable, lambda reply, written: random_bytes(reply, len(reply)))
+
+
 @catches("using.slowly_and_one_by_one")
 class CannotWait(Reference):
     waited = 0
@@ -779,8 +810,6 @@ class IgnoresTheWrap(Reference):
 class DiesOfANotification(Reference):
     def drain(self, fd: int) -> None:
         try:
-            import os
-
             os.eventfd_read(fd)
         except BlockingIOError:
             return

@@ -1,5 +1,5 @@
-"""Small drivers in plain Python, to be judged by `virtq check --driver`: right as they stand, and made
-of small parts, so that a mutant can get one of them wrong.
+"""Small drivers in plain Python, to be judged by `virtq check --driver`: right as they stand, and
+made of small parts, so that a mutant can get one of them wrong.
 
 Each is a thread with a vhost-user front-end, that initializes the device and keeps its virtqueues
 busy by the model's driver half until it is told to end. What the device does that no device should
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +30,10 @@ from virtq.model.split import SplitDriver
 from virtq.status import Status
 from virtq.transports.vhost_user import Frontend
 from virtq.transports.vhost_user.rings import area_bytes
-from virtq.wire import blk
+from virtq.wire import blk, net
+from virtq.wire.console import DEVICE_ID as CONSOLE_ID
+from virtq.wire.rng import DEVICE_ID as ENTROPY_ID
 
-RAM_BYTES = 2 << 20
 SLOT_BYTES = 2048
 END_S = 0.3
 
@@ -46,8 +48,8 @@ class Packed(PackedDriver):
 
 @dataclass
 class Asked:
-    """A buffer: what the device reads, in pieces; the lengths of what it writes; and what has to
-    come back (all device-writable bytes, the length), which raises AssertionError if it is wrong."""
+    """A buffer: what the device reads, in pieces; the lengths of what it writes; and a check of
+    what came back (all device-writable bytes, the length), which raises Wrong."""
 
     readable: Sequence[bytes]
     writable: Sequence[int]
@@ -87,7 +89,8 @@ class Queue:
             position=driver.begin(packed),
         )
         self.kick_fd, self.call_fd = _eventfd(), _eventfd()
-        self.free = [Slot(driver.arena.alloc(SLOT_BYTES)) for _ in range(min(size, 64))]
+        room = driver.slot_bytes(index)
+        self.free = [Slot(driver.arena.alloc(room)) for _ in range(min(size, 64))]
         self.out: dict[int, Slot] = {}
         self.made = 0
 
@@ -192,6 +195,7 @@ class Reference:
     )
     queues: tuple[int, ...] = (0,)
     ring_size = 16
+    ram_bytes = 4 << 20
     shifts = (0, 0, 0)
     """What is added to the addresses of the descriptor, driver and device area."""
     table_entries = 2
@@ -228,7 +232,7 @@ class Reference:
 
     def connect(self) -> Frontend:
         return Frontend(
-            self.path, memory_size=RAM_BYTES, queues=max(self.queues) + 1, timeout_s=2.0
+            self.path, memory_size=self.ram_bytes, queues=max(self.queues) + 1, timeout_s=2.0
         )
 
     def live(self) -> None:
@@ -301,6 +305,10 @@ class Reference:
             self.prepare(ring)
             self.transport.enable_queue(ring, *ring.areas)
 
+    def slot_bytes(self, index: int) -> int:
+        """The memory of each buffer of a virtqueue."""
+        return SLOT_BYTES
+
     def prepare(self, ring: Queue) -> None:
         """Before the device gets it."""
 
@@ -341,7 +349,8 @@ class Reference:
 
     def sleep(self) -> None:
         fds = [ring.call_fd for ring in self.rings.values()]
-        if not any([ring.half.enable_calls() for ring in self.rings.values()]):
+        there = [ring.half.enable_calls() for ring in self.rings.values()]
+        if not any(there):
             select.select(fds, [], [], self.sleep_s)
         for ring in self.rings.values():
             ring.half.disable_calls()
@@ -353,8 +362,8 @@ class Reference:
 
     def ask(self, queue: int, number: int) -> Asked:
         """The next buffer of a virtqueue: a disk is written, read, and asked for its name."""
-        sector = number // 4 % 32
-        match number % 4:
+        sector = number // 6 % 32
+        match number % 6:
             case 0:
                 data = bytes([number % 251]) * 512
                 header = blk.Header(blk.Type.OUT, sector).pack()
@@ -365,9 +374,14 @@ class Reference:
             case 2:
                 header = blk.Header(blk.Type.GET_ID, 0).pack()
                 return Asked([header], [blk.ID_BYTES + 1], whole)
+            case 3:
+                segments = b"".join(blk.Segment(sector + i, 1).pack() for i in range(2))
+                return Asked([blk.Header(blk.Type.DISCARD, 0).pack(), segments], [1], ok)
+            case 4:
+                segment = blk.Segment(sector, 8).pack()
+                return Asked([blk.Header(blk.Type.WRITE_ZEROES, 0).pack(), segment], [1], ok)
             case _:
-                header = blk.Header(blk.Type.FLUSH, 0).pack()
-                return Asked([header], [1], ok)
+                return Asked([blk.Header(blk.Type.FLUSH, 0).pack()], [1], ok)
 
     # The end
 
@@ -380,13 +394,132 @@ class Reference:
         self.transport.write_status(0)
 
 
+class Wrong(Exception):
+    """The device did not do what it was asked for: the driver ends with an error."""
+
+
 def ok(reply: bytes, written: int) -> None:
-    assert reply[-1] == 0, f"status {reply[-1]}"
+    if reply[-1] != 0:
+        raise Wrong(f"status {reply[-1]}")
 
 
 def whole(reply: bytes, written: int) -> None:
     ok(reply, written)
-    assert written == len(reply), f"{written} of {len(reply)} bytes"
+    if written != len(reply):
+        raise Wrong(f"{written} of {len(reply)} bytes")
+
+
+class EntropyReference(Reference):
+    """A driver of an entropy device (5.4)."""
+
+    device_id = ENTROPY_ID
+
+    def read_config(self) -> None:
+        """There is nothing to read."""
+
+    def ask(self, queue: int, number: int) -> Asked:
+        return Asked([], [64] if number % 3 else [32, 16, 16], random_bytes)
+
+
+def random_bytes(reply: bytes, written: int) -> None:
+    if not written or reply[:written].endswith(b"\xa5" * 8):
+        raise Wrong("bytes that the device did not write")
+
+
+class NetReference(Reference):
+    """A driver of a network device (5.1): it transmits, and receives what comes."""
+
+    device_id = net.DEVICE_ID
+    accepted = int(
+        F.VERSION_1
+        | F.RING_PACKED
+        | F.IN_ORDER
+        | F.INDIRECT_DESC
+        | F.EVENT_IDX
+        | net.NetFeature.MAC
+        | net.NetFeature.MTU
+        | net.NetFeature.MRG_RXBUF
+        | net.NetFeature.CSUM
+        | net.NetFeature.HOST_TSO4
+        | net.NetFeature.GUEST_CSUM
+        | net.NetFeature.GUEST_TSO4
+    )
+    queues = (0, 1)
+
+    def read_config(self) -> None:
+        self.mac = self.transport.read_config(0, 6)
+        self.mtu = 1500
+        if self.features & net.NetFeature.MTU:
+            self.mtu = int.from_bytes(self.transport.read_config(10, 2), "little")
+
+    def receive_bytes(self) -> int:
+        if self.features & net.NetFeature.MRG_RXBUF:
+            return 256
+        if self.features & net.NetFeature.GUEST_TSO4:
+            return 65601
+        return 1526
+
+    def slot_bytes(self, index: int) -> int:
+        return SLOT_BYTES if index else self.receive_bytes()
+
+    def has(self, feature: int) -> bool:
+        return bool(self.features & feature)
+
+    def header(self, number: int) -> net.NetHeader:
+        if not self.has(net.NetFeature.CSUM):
+            return net.NetHeader()
+        if self.has(net.NetFeature.HOST_TSO4) and number % 4 == 0:
+            return net.NetHeader(1, net.Gso.TCPV4, 54, 1000, 34, 16)
+        return net.NetHeader(flags=1, csum_start=34, csum_offset=6)
+
+    def frame(self, number: int) -> bytes:
+        """IPv4 and UDP, with checksums, or with what the device finishes."""
+        return datagram(self.mac, number, partial=self.has(net.NetFeature.CSUM))
+
+    def ask(self, queue: int, number: int) -> Asked:
+        if queue == 0:
+            return Asked([], [self.receive_bytes()], self.received)
+        header, frame = self.header(number).pack(), self.frame(number)
+        return Asked([header, frame] if number % 2 else [header + frame], [])
+
+    def received(self, reply: bytes, written: int) -> None:
+        if written < net.HEADER_BYTES + 14:
+            raise Wrong(f"a packet of {written} bytes")
+
+
+class ConsoleReference(Reference):
+    """A driver of a console (5.3)."""
+
+    device_id = CONSOLE_ID
+    queues = (0, 1)
+
+    def read_config(self) -> None:
+        """There is nothing to read."""
+
+    def ask(self, queue: int, number: int) -> Asked:
+        return Asked([], [64]) if queue == 0 else Asked([b"a line\n"], [])
+
+
+def datagram(mac: bytes, number: int, partial: bool = False) -> bytes:
+    """A frame to nobody, with right checksums; `partial`: with the pseudo header's alone."""
+    data = b"virtq %06d" % (number % 1_000_000)
+    udp = struct.pack("!HHHH", 7, 7, 8 + len(data), 0) + data
+    source, target = bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
+    pseudo = source + target + struct.pack("!BBH", 0, 17, len(udp))
+    due = ~checksum(pseudo) & 0xFFFF if partial else checksum(pseudo + udp)
+    udp = udp[:6] + struct.pack("!H", due) + udp[8:]
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + source + target
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+    return b"\x02" * 6 + mac + b"\x08\x00" + head + udp
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
 
 
 class RunningThread:
@@ -401,7 +534,8 @@ class RunningThread:
             return None
         error = self.driver.error
         text = "it ended" if error is None else f"it ended with {error!r}"
-        return Ending(text, crashed=error is not None, failed=error is not None)
+        crashed = error is not None and not isinstance(error, Wrong)
+        return Ending(text, crashed=crashed, failed=error is not None)
 
     def end(self, meanwhile: Callable[[], None]) -> bool:
         self.driver.ending = True

@@ -1,5 +1,5 @@
-"""Every case about drivers fails on a driver that breaks what it checks, and passes on one that does
-not."""
+"""Every case about drivers fails on a driver that breaks what it checks, and passes on one that
+does not."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ class Bench:
             case Hung():
                 return Verdict.HUNG, {"reason": str(error)}
             case PeerGone():
-                ending = self._wait_for_end()
+                ending = self.wait_for_end()
                 if ending is not None and not ending.failed:
                     return Verdict.SKIPPED, {"reason": ending.text}
                 text = str(error) if ending is None else f"{error}: {ending.text}"
@@ -281,7 +281,7 @@ class Bench:
         log.error("the case %s itself failed", case.name, exc_info=error)
         return Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
 
-    def _wait_for_end(self) -> Ending | None:
+    def wait_for_end(self) -> Ending | None:
         """How the started driver ended, which closed its connection a moment ago."""
         deadline = time.monotonic() + 1.0
         while self._running is not None and time.monotonic() < deadline:
@@ -298,7 +298,6 @@ class Bench:
         try:
             peer.service = serve_plainly(peer)
             for ring in peer.rings.values():
-                ring.half.one_used_entry_per_buffer = False
                 ring.enable_kicks()
             peer.turn(0)
             peer.turn(0)

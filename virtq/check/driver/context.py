@@ -12,6 +12,7 @@ from virtq.check.driver.peer import Offer, Peer, serve_plainly
 from virtq.check.driver.record import Chain, Record
 from virtq.check.driver.ring import JudgedRing
 from virtq.check.driver.roles import ROLES, Role
+from virtq.errors import PeerGone
 from virtq.features import F, RingKind, describe
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _SETTLE_TURNS = 200
 _HOLD_MOMENTS = 5
+_HOSTILE_MOMENTS = 5
 _LONG_S = 60.0
 """What a long case may take."""
 
@@ -144,6 +146,11 @@ class DriverContext:
     def device_id(self) -> int:
         return self._bench.device_id
 
+    @property
+    def wait_s(self) -> float:
+        """How long a driver may take until it is ready."""
+        return self._bench.wait_s
+
     def role(self) -> Role:
         """A new device of the type that is judged."""
         return ROLES[self.device_id]()
@@ -155,15 +162,19 @@ class DriverContext:
 
     def seen(self, *, chains: bool = True) -> Record:
         """What was written down of a driver that was served plainly. Raises NotObservable if it did
-        not accept the kind of ring, or (with `chains`) made no buffer available."""
+        not accept the kind of ring, set up no virtqueue, or (with `chains`) made no buffer
+        available; Stalled if it does otherwise."""
         found = self._bench.baseline(self.kind, self.offer)
         self._check_kind(found.record.features)
-        if chains and not any(found.record.chains()):
+        missing = "set up no virtqueue" if not found.record.queues else ""
+        if chains and not missing and not any(found.record.chains()):
+            missing = "made no buffer available"
+        if missing:
             if found.trouble is not None:
                 raise found.trouble
             if self._bench.flows:
-                raise Stalled("the driver made no buffer available")
-            raise NotObservable("the driver made no buffer available")
+                raise Stalled(f"the driver {missing}")
+            raise NotObservable(f"the driver {missing}")
         return found.record
 
     def accepted(self, features: int) -> Record:
@@ -189,6 +200,11 @@ class DriverContext:
         live.ring.audit()
         return live
 
+    def works_otherwise(self) -> None:
+        """Raises NotObservable for a driver that does not work with the usual offer either."""
+        if self.plain().record.features is None:
+            raise NotObservable("the driver does not work with the usual offer either")
+
     def check_time_for(self, buffers: int) -> None:
         """Raises NotObservable if, at the pace of the plain run, the driver would not make so many
         available in the time that a case may take."""
@@ -211,6 +227,7 @@ class DriverContext:
         if ring is None:
             raise Stalled(f"queue {peer.role.work} is not set up")
         plain = serve_plainly(peer)
+        ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
         return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
 
@@ -225,8 +242,43 @@ class DriverContext:
         self._check_kind(peer.features)
         ring = peer.rings[work]
         plain = serve_plainly(peer)
+        ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
         return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
+
+    def hostile(self) -> Live:
+        """A driver at work with some buffers available, which the device is about to do what no
+        device should; see `outlives`."""
+        self.plain()  # what it is like otherwise has to be known
+        live = self.going(self.fresh())
+        live.settle()
+        return live
+
+    def outlives_anyhow(self, live: Live) -> None:
+        """As `outlives`, where the driver cannot know better than to take buffers for used."""
+        self.outlives(live, strictly=False)
+
+    def outlives(self, live: Live, strictly: bool = True) -> None:
+        """The device has done what no device should. The driver may ignore it, refuse to go on, or
+        end with an error: it must not take what is not used for used, crash, or hang so that it
+        cannot be ended. Raises Broken, PeerGone, Hung."""
+        live.ring.signal()
+        try:
+            for _ in live.peer.turns(max(_HOSTILE_MOMENTS * self.moment_s, self.patience_s / 8)):
+                pass
+            live.ring.audit()
+        except PeerGone:
+            ending = self._bench.wait_for_end()
+            if ending is not None and ending.crashed:
+                raise
+            return
+        faults = [text for texts in live.ring.seen.faults.values() for text in texts]
+        said = live.ring.broken or "; ".join(faults)
+        if said and strictly:
+            raise Broken("the driver to ignore it or to refuse it", said)
+        willing = self._bench.drop()
+        if not willing and self._bench.ends_willingly:
+            raise Hung("the driver does not end any more when it is asked to")
 
     def _check_kind(self, features: int | None) -> None:
         wanted = self.kind.features if self.kind else F(0)

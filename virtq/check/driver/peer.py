@@ -174,6 +174,11 @@ class Peer:
             self.turn(min(POLL_S, left))
             yield
 
+    def turns_or_gone(self, seconds: float) -> Iterator[None]:
+        """As `turns`, until the driver has closed the connection."""
+        with contextlib.suppress(PeerGone):
+            yield from self.turns(seconds)
+
     # Messages
 
     def _receive(self) -> None:
@@ -422,12 +427,14 @@ class Peer:
 
 
 def serve_plainly(peer: Peer) -> Callable[[JudgedRing], None]:
-    """A service: everything is used at once, in order, but what the device has nothing for."""
+    """A service: everything is used at once, in order, with a used entry for each buffer, but what
+    the device has nothing for."""
 
     def service(ring: JudgedRing) -> None:
         if ring.index in peer.role.supplied:
             return
         if ring.held and not ring.broken:
+            ring.half.one_used_entry_per_buffer = True
             ring.use(list(ring.held))
             ring.notify()
             ring.enable_kicks()

@@ -18,7 +18,7 @@ from virtq.check.case import Broken
 from virtq.check.driver.record import READ_BYTES, Chain, Event, Queue, Record, Slot
 from virtq.errors import VirtqError
 from virtq.features import F
-from virtq.model.memory import AVAIL, DESCRIPTOR_BYTES, USED, Taken, Violation, load, store
+from virtq.model.memory import AVAIL, DESCRIPTOR_BYTES, USED, WRITE, Taken, Violation, load, store
 from virtq.model.memory import Position as ModelPosition
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.model.packed import PackedDevice, PackedRing, is_available
@@ -335,13 +335,16 @@ class JudgedRing:
         only the device writes."""
         for chain in self.held:
             self._audit_chain(chain)
-        if (words := self._read_device_words()) != self._device_words:
-            text = f"its event words are {words}, the device wrote {self._device_words}"
-            self.seen.fault("device area", text)
+        self._audit_device_words()
         if self.packed:
             self._audit_next()
         elif not self.broken:
             self._audit_used()
+
+    def _audit_device_words(self) -> None:
+        if (words := self._read_device_words()) != self._device_words:
+            text = f"its event words are {words}, the device wrote {self._device_words}"
+            self.seen.fault("device area", text)
 
     def _audit_chain(self, chain: Chain) -> None:
         for before in chain.descriptors:
@@ -416,6 +419,23 @@ class JudgedRing:
         self.serve(chains)
         return self.publish()
 
+    # What no device should do
+
+    def lie(self, id: int, length: int, covers: int = 1) -> None:
+        """Write a used entry with this identifier and length, which the index then counts as so
+        many buffers (split). What is held stays so."""
+        half = self.half
+        if isinstance(half, _NotingPacked):
+            flags = half.next_used.used_flags | WRITE
+            descriptor = PackedDescriptor(0, length, id, flags)
+            half.ring.set_desc(half.next_used.slot, descriptor)
+            half.overwritten.add(half.next_used.slot)
+            half.left[half.next_used.slot] = descriptor
+            return
+        half.ring.set_used(half.used_idx % self.size, id, length)
+        half.used_idx = (half.used_idx + covers) % 65536
+        half.ring.used_idx = half.used_idx
+
     # Notifications
 
     def wants_call(self) -> bool:
@@ -441,6 +461,7 @@ class JudgedRing:
 
     def enable_kicks(self) -> bool:
         """Ask for a notification of the next buffer; whether there is one already."""
+        self._audit_device_words()
         there = self.half.enable_kicks()
         self._device_words = self._read_device_words()
         return there
@@ -448,6 +469,7 @@ class JudgedRing:
     def ask(self, first: int, second: int) -> None:
         """Write the words that say which notifications the device wants. Split: flags and
         avail_event of the used ring. Packed: the two words of the event suppression structure."""
+        self._audit_device_words()
         if self.packed:
             at = self.packed_ring.device_area
             store(self.memory, at, 2, first)

@@ -44,9 +44,17 @@ class Disk:
     queue_sizes: tuple[int, ...] = (1024,)
     work = 0
     supplied: frozenset[int] = frozenset()
-    features = int(blk.BlkFeature.FLUSH | blk.BlkFeature.SEG_MAX | blk.BlkFeature.BLK_SIZE)
+    features = int(
+        blk.BlkFeature.FLUSH
+        | blk.BlkFeature.SEG_MAX
+        | blk.BlkFeature.BLK_SIZE
+        | blk.BlkFeature.DISCARD
+        | blk.BlkFeature.WRITE_ZEROES
+    )
     capacity_sectors = 1 << 17
     segments_max = 62
+    segments_to_discard = 2
+    segments_to_zero = 3
 
     def __init__(self) -> None:
         self.sectors: dict[int, bytes] = {}
@@ -55,7 +63,14 @@ class Disk:
         return bytearray(
             layout.pack(
                 blk.BlkConfig(
-                    capacity=self.capacity_sectors, seg_max=self.segments_max, blk_size=512
+                    capacity=self.capacity_sectors,
+                    seg_max=self.segments_max,
+                    blk_size=512,
+                    max_discard_sectors=1024,
+                    max_discard_seg=self.segments_to_discard,
+                    discard_sector_alignment=1,
+                    max_write_zeroes_sectors=1024,
+                    max_write_zeroes_seg=self.segments_to_zero,
                 )
             )
         )
@@ -112,9 +127,10 @@ class Port:
     supplied = frozenset({0})
     features = int(net.NetFeature.MAC | net.NetFeature.MRG_RXBUF)
     mac = bytes.fromhex("525400767101")
+    mtu = 1400
 
     def config(self) -> bytearray:
-        return bytearray(layout.pack(net.NetConfig(mac=self.mac)))
+        return bytearray(layout.pack(net.NetConfig(mac=self.mac, mtu=self.mtu)))
 
     def answer(self, queue: int, chain: Chain) -> int:
         taken = chain.taken

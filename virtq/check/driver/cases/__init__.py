@@ -1,5 +1,31 @@
 """The cases for drivers, a file for each area. Importing this registers them."""
 
-from virtq.check.driver.cases import in_order, indirect, notifications, packed, split, using
+from virtq.check.driver.cases import (
+    blk,
+    features,
+    in_order,
+    indirect,
+    init,
+    malformed,
+    net,
+    notifications,
+    others,
+    packed,
+    split,
+    using,
+)
 
-__all__ = ["in_order", "indirect", "notifications", "packed", "split", "using"]
+__all__ = [
+    "blk",
+    "features",
+    "in_order",
+    "indirect",
+    "init",
+    "malformed",
+    "net",
+    "notifications",
+    "others",
+    "packed",
+    "split",
+    "using",
+]
