@@ -92,8 +92,10 @@ def vhost_port(folder: Path) -> Iterator[list[str]]:
     """testpmd with a vhost port that throws away what it is sent. It ends with its input."""
     path, last = folder / "net.sock", (os.cpu_count() or 1) - 1
     command = (
-        f"sleep {RUN_TIMEOUT_S:g} | dpdk-testpmd --lcores 0@0,1@{last} --no-pci --in-memory"
-        f" -m {PACKET_MEMORY_MIB} --vdev net_vhost0,iface={path} --"
+        # One that was killed leaves its socket in the way.
+        f"rm -f {path}; sleep {RUN_TIMEOUT_S:g} | RUNTIME_DIRECTORY={folder} dpdk-testpmd"
+        f" --lcores 0@0,1@{last} -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
+        f" --single-file-segments --file-prefix=virtq-judge --vdev net_vhost0,iface={path} --"
         " --total-num-mbufs=8192 --forward-mode=rxonly --auto-start"
     )
     with reserve(PACKET_MEMORY_MIB):
