@@ -8,21 +8,19 @@ type; the files `mutants_*.py` beside this one have those of one type or one bus
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from tests.check.reference import RAM_BYTES, Packed, Reference, Served, Split
 from virtq._core import Position
-from virtq.errors import TransportError
 from virtq.features import F
 from virtq.model.memory import INDIRECT, NEXT, WRITE, DeviceHalf, Piece, Taken
 from virtq.model.memory import Position as ModelPosition
 from virtq.model.notify import PackedEvent
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.status import Status
-from virtq.wire.blk import BlkFeature, Header, Type
+from virtq.wire.blk import BlkFeature
 
 CATCHES: dict[type[Reference], tuple[str, ...]] = {}
 REFERENCES: dict[str, tuple[type[Reference], ...]] = {}
@@ -50,7 +48,7 @@ def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:
 # Status and reset
 
 
-@catches("status.reset_reads_zero")
+@catches("status.reset_reads_zero", "in_order_resets.a_reset_with_buffers_outstanding")
 class KeepsAStatusBit(Reference):
     def reset(self) -> None:
         self.forget_queues()
@@ -379,73 +377,6 @@ class WritesTheDriverArea(Reference):
             self.ring.driver_event = PackedEvent(7, 0, 0)
 
 
-# In order
-
-
-@catches(
-    "in_order.batches",
-    "in_order.a_full_ring",
-    "in_order.around_the_end",
-    "in_order.mixed_sizes",
-    "in_order.indirect_within_a_batch",
-    "in_order.event_index_within_a_batch",
-    "in_order.a_long_random_run",
-    "packed.many_at_once",
-)
-class NamesTheFirstOfABatch(Reference):
-    class split(Split):
-        def _use(self, batch: list[Taken]) -> None:
-            super()._use(batch)
-            if self.in_order:
-                slot = (self.used_idx - len(batch)) % self.size
-                self.ring.set_used(slot, batch[0].id, self.ring.used(slot)[1])
-
-    class packed(Packed):
-        def _use(self, batch: list[Taken]) -> None:
-            slot = self.next_used.slot
-            super()._use(batch)
-            if self.in_order:
-                self.ring.set_desc(slot, self.ring.desc(slot)._replace(id=batch[0].id))
-
-
-@catches("in_order.one_by_one", "in_order.after_a_reset")
-class SwapsTheSecondAndThird(Reference):
-    """Of buffers that come one by one, it keeps the second until the third is done."""
-
-    held: Taken | None = None
-    seen = 0
-
-    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
-        self.seen += len(taken)
-        if half.in_order and self.seen >= 2:
-            return  # never comes
-        super().use(half, taken)
-
-
-@catches("in_order.skipped_buffers_are_full")
-class SkipsWhatIsShort(Reference):
-    class split(Split):
-        def complete(self, buffer: Taken, written: int) -> None:
-            super().complete(buffer, buffer.writable if self.in_order else written)
-
-    class packed(Packed):
-        def complete(self, buffer: Taken, written: int) -> None:
-            super().complete(buffer, buffer.writable if self.in_order else written)
-
-    def request(self, header: Header, data: bytes, room: int) -> tuple[int, bytes]:
-        status, reply = super().request(header, data, room)
-        return status, reply[: len(reply) // 2] if header.type == Type.GET_ID else reply
-
-    def put_last(self, buffer: Taken, status: int) -> None:
-        """The status of what was cut is where the data ended."""
-        length = buffer.writable
-        if length != 21:
-            super().put_last(buffer, status)
-            return
-        self.memory.write(buffer.pieces[-1].address, b"x" * 10 + b"\xa5" * 10 + b"\xa5")
-        self.memory.write(buffer.pieces[-1].address, b"\0" * 10)
-
-
 # Indirect
 
 
@@ -529,6 +460,7 @@ class HeaderInOnePiece(Reference):
     "notifications.a_descriptor_event_is_hit",
     "notifications.a_descriptor_event_within_a_batch",
     "in_order.event_index_within_a_batch",
+    "in_order.an_event_at_every_place_of_a_batch",
 )
 class NeverCalls(Reference):
     def notify(self, served: Served) -> None:
@@ -540,6 +472,7 @@ class NeverCalls(Reference):
     "notifications.the_event_index_is_missed",
     "notifications.event_flags_disable",
     "notifications.a_descriptor_event_is_missed",
+    "in_order.an_event_at_every_place_of_a_batch",
 )
 class AlwaysCalls(Reference):
     def notify(self, served: Served) -> None:
@@ -564,7 +497,9 @@ class MindsFlagsWithEventIdx(Reference):
             return super()._call_wanted() and not self.ring.avail_flags
 
 
-@catches("notifications.an_event_index_within_a_batch")
+@catches(
+    "notifications.an_event_index_within_a_batch", "in_order.an_event_at_every_place_of_a_batch"
+)
 class ComparesOnlyTheFirst(Reference):
     class split(Split):
         def _call_wanted(self) -> bool:
@@ -599,61 +534,7 @@ class IgnoresAQueueReset(Reference):
         return Position(0, 1, 0, 1, 0)
 
 
-# Malformed rings
-
-
-@catches(
-    "malformed.a_buffer_nowhere",
-    "malformed.an_address_that_overflows",
-    "malformed.a_length_of_zero",
-    "malformed.a_loop",
-    "malformed.a_head_beyond_the_table",
-    "malformed.an_index_that_jumps",
-    "malformed.a_table_of_odd_length",
-    "malformed.a_table_of_no_length",
-    "malformed.a_table_with_next",
-    "malformed.a_list_longer_than_the_ring",
-    "malformed.readable_after_writable",
-    "malformed_more.a_ring_nowhere",
-    "malformed_more.a_ring_half_in_memory",
-    "malformed_more.a_buffer_over_the_ring",
-    "malformed_more.a_buffer_twice",
-    "malformed_more.a_next_beyond_the_table",
-    "malformed_more.a_chain_without_an_end",
-    "malformed_more.a_table_within_a_table",
-    "malformed_more.a_table_that_was_not_negotiated",
-    "malformed_more.a_list_that_is_not_all_available",
-    "malformed_more.a_descriptor_that_changes",
-    "malformed_more.event_flags_3",
-    "malformed_more.an_event_beyond_the_ring",
-)
-class DiesOfAMalformedRing(Reference):
-    def handle(self, buffer: Taken) -> int:
-        if not all(piece.length for piece in buffer.pieces):
-            raise ValueError("a descriptor of no bytes")
-        return super().handle(buffer)
-
-    def serve(self, served: Served) -> None:
-        try:
-            super().serve(served)
-        except Exception:
-            self.gone = True
-            raise
-
-
-# Added with the deeper cases
-
-
-@catches("status.a_need_for_a_reset_is_announced")
-class NeedsAResetSilently(Reference):
-    def announce(self) -> None:
-        """Nobody is told."""
-
-
-@catches("status.a_queue_that_stops_says_so")
-class StopsSilently(Reference):
-    def give_up(self, served: Served) -> None:
-        served.broken = True
+# Features, and what else belongs to every device
 
 
 @catches("features.a_layout_that_works")
@@ -754,177 +635,3 @@ class ShortListsOnly(Reference):
         if len(buffer.pieces) > 4:
             raise ValueError("a list that is too long")
         return super().handle(buffer)
-
-
-class Later(Reference):
-    """Some of what it took it finishes when there is nobody any more: after a reset."""
-
-    left: tuple[DeviceHalf, int, list[Taken]] | None = None
-
-    def serve(self, served: Served) -> None:
-        self.left = served.half, served.call, list(served.half.all_taken[-1:])
-        super().serve(served)
-
-    def finish(self) -> None:
-        if self.left is None:
-            return
-        half, _, taken = self.left
-        self.left = None
-
-        def late() -> None:
-            time.sleep(0.004)
-            for buffer in taken:
-                buffer.write(b"late")
-            if isinstance(half, Packed):
-                half.ring.set_desc(0, half.ring.desc(0)._replace(addr=1))
-            elif isinstance(half, Split):
-                half.ring.used_flags = 2
-
-        threading.Thread(target=late, daemon=True).start()
-
-
-@catches("in_order_resets.a_reset_with_buffers_outstanding")
-class WritesAfterAReset(Later):
-    def reset(self) -> None:
-        super().reset()
-        self.finish()
-
-
-@catches("in_order_resets.a_queue_reset_with_buffers_outstanding")
-class WritesAfterAQueueReset(Later):
-    def reset_queue(self, index: int) -> Position:
-        position = super().reset_queue(index)
-        self.finish()
-        return position
-
-
-@catches(
-    "in_order_resets.a_queue_reset_with_buffers_outstanding",
-    "in_order_resets.a_reset_with_buffers_outstanding",
-    "in_order_resets.a_long_random_run_with_resets",
-)
-class GoesOnWhereItStood(RemembersWhereItStood):
-    """A queue that comes again goes on at the slot where it was reset."""
-
-
-@catches("in_order_resets.chains_across_the_end", "in_order.around_the_end")
-class FlagsOfTheEndOfABatch(Reference):
-    """The wrap counter of where the batch ends, not of where it begins; the head of the first chain
-    where there are two."""
-
-    class packed(Packed):
-        def _use(self, batch: list[Taken]) -> None:
-            at = self.next_used
-            super()._use(batch)
-            if self.next_used.wrap != at.wrap:
-                desc = self.ring.desc(at.slot)
-                self.ring.set_desc(at.slot, desc._replace(flags=desc.flags ^ 0x8080))
-
-    class split(Split):
-        def _use(self, batch: list[Taken]) -> None:
-            slot = self.used_idx % self.size
-            super()._use(batch)
-            if slot + len(batch) > self.size:
-                self.ring.set_used(slot, batch[0].id, self.ring.used(slot)[1])
-
-
-@catches("in_order_resets.a_ring_full_of_tables", "in_order.indirect_within_a_batch")
-class LosesAFullRing(Reference):
-    """Row 22: how many are to be used is counted modulo the size of the ring."""
-
-    def use(self, half: DeviceHalf, taken: Sequence[Taken]) -> None:
-        if half.in_order and len(taken) % 8 == 0:
-            return
-        super().use(half, taken)
-
-
-@catches("in_order_resets.tables_and_lists_in_a_batch")
-class CountsTablesAsLists(Reference):
-    """It moves on by the descriptors of a buffer, though they are in a table."""
-
-    class packed(Packed):
-        def _use(self, batch: list[Taken]) -> None:
-            for buffer in batch:
-                buffer.slots = len(buffer.pieces)
-            super()._use(batch)
-
-    class split(Split):
-        def _use(self, batch: list[Taken]) -> None:
-            self.used_idx += sum(len(b.pieces) - b.slots for b in batch if b.table)
-            super()._use(batch)
-
-
-@catches("in_order_resets.a_long_random_run_with_resets")
-class OneKindForEver(Reference):
-    """It keeps the layout that was negotiated first."""
-
-    first: int | None = None
-
-    def make_half(self, size: int, desc: int, driver: int, device: int) -> DeviceHalf:
-        layout = self.features & F.RING_PACKED
-        self.first = layout if self.first is None else self.first
-        chosen = Packed if self.first else Split
-        return chosen(self.memory, self.features, size, desc, driver, device)
-
-
-@catches("malformed_more.a_queue_that_is_too_large", "malformed_more.a_split_queue_of_twelve")
-class DiesOfASize(Reference):
-    def check_size(self, size: int) -> None:
-        try:
-            super().check_size(size)
-        except TransportError:
-            self.gone = True
-            raise
-
-
-@catches("malformed_more.a_buffer_across_regions", "malformed_more.a_table_across_regions")
-class DiesAtABorder(Reference):
-    def take(self, half: DeviceHalf) -> Sequence[Taken]:
-        taken = super().take(half)
-        for buffer in taken:
-            pieces = [(piece.address, piece.length) for piece in buffer.pieces]
-            for start, length in (*pieces, *([buffer.table] if buffer.table else [])):
-                borders = [region.guest_addr for region in self.memory.regions]
-                self.gone |= any(start < border < start + length for border in borders)
-        return taken
-
-
-@catches("malformed_more.reserved_available_flags")
-class DiesOfAvailableFlags(Reference):
-    class split(Split):
-        def _call_wanted(self) -> bool:
-            if self.ring.avail_flags & ~1:
-                raise MemoryError
-            return super()._call_wanted()
-
-    def serve(self, served: Served) -> None:
-        try:
-            super().serve(served)
-        except MemoryError:
-            self.gone = True
-
-
-@catches("malformed_more.descriptor_flags_of_all_sorts")
-class HangsOnUnknownFlags(Reference):
-    stuck = False
-
-    def look_at(self, flags: int) -> None:
-        self.stuck = self.stuck or bool(flags & 0x7F78)
-
-    def serve(self, served: Served) -> None:
-        half = served.half
-        if isinstance(half, Split):
-            self.look_at(half.ring.desc(0).flags | half.ring.desc(4).flags)
-        elif isinstance(half, Packed):
-            self.look_at(half.ring.desc(4).flags)
-        if not self.stuck:
-            super().serve(served)
-
-
-@catches("malformed_more.another_queue_goes_on")
-class OneForAll(Reference):
-    """With one queue, all are broken, and nobody is told."""
-
-    def give_up(self, served: Served) -> None:
-        for each in self.queues.values():
-            each.broken = True

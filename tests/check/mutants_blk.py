@@ -112,6 +112,18 @@ class NoisyId(Reference):
 
 
 @catches("blk.the_device_id")
+class ClaimsThePadding(Reference):
+    """It writes the ID without its padding, and reports all 20 bytes."""
+
+    def handle(self, buffer: Taken) -> int:
+        written = super().handle(buffer)
+        if buffer.writable == 21:
+            piece = buffer.pieces[-1]
+            self.memory.write(piece.address + 10, b"\xa5" * 10)
+        return written
+
+
+@catches("blk.the_device_id")
 class AnotherIdEachTime(Reference):
     asked = 0
 
@@ -342,11 +354,9 @@ class ForgetsWriteback(Reference):
 
 
 @catches("blk_config.the_cache_mode_is_switched")
-class KeepsWritebackOverAReset(Reference):
-    def reset(self) -> None:
-        kept = self.written_writeback
-        super().reset()
-        self.written_writeback = kept
+class WritebackOfItsOwn(Reference):
+    def writeback(self) -> int:
+        return 2 if self.written_writeback is None else self.written_writeback
 
 
 @catches("blk_config.a_flush")

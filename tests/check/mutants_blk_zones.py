@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from tests.check.mutants import REFERENCES, catches
 from tests.check.reference import Reference
@@ -31,6 +32,8 @@ REFERENCES["blk_zones"] = (
     ErasingZones,
     DriveManaged,
 )
+
+REFERENCES["blk_zone_writes"] = REFERENCES["blk_zones"]
 
 # What the device says of itself
 
@@ -61,7 +64,7 @@ class AwareNeedsZoned(HostAware):
 class Says(HostManaged):
     """Its characteristics are not what they are."""
 
-    said: dict[str, object]
+    said: ClassVar[dict[str, Any]]
 
     def characteristics(self) -> Zoned:
         return dataclasses.replace(super().characteristics(), **self.said)
@@ -69,17 +72,17 @@ class Says(HostManaged):
 
 @catches("blk_zones.padding")
 class NoisyZonePadding(Says):
-    said = {"unused2": b"\0\1\0"}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"unused2": b"\0\1\0"}
 
 
 @catches("blk_zones.the_model")
 class SaysItIsAware(Says):
-    said = {"model": int(Model.HOST_AWARE)}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"model": int(Model.HOST_AWARE)}
 
 
 @catches("blk_zones.the_model")
 class ModelOfItsOwn(Says):
-    said = {"model": 3}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"model": 3}
 
 
 @catches("blk_zones.zoned_devices_have_zones")
@@ -93,7 +96,7 @@ class PlainDiskWithZoned(HostManaged):
 
 @catches("blk_zones.the_size_of_a_zone")
 class SaysHalfAZone(Says):
-    said = {"zone_sectors": 16}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"zone_sectors": 16}
 
 
 @catches("blk_zones.the_size_of_a_zone")
@@ -123,12 +126,12 @@ class SmallZoneInTheMiddle(HostManaged):
 
 @catches("blk_zones.appends_fit_into_the_segments")
 class AppendsWithoutBound(Says):
-    said = {"max_append_sectors": 30 * 4096 + 1}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_append_sectors": 30 * 4096 + 1}
 
 
 @catches("blk_zones.the_write_granularity")
 class CoarserThanItSays(Says):
-    said = {"write_granularity": 512}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"write_granularity": 512}
 
 
 @catches("blk_zones.the_write_granularity")
@@ -142,29 +145,29 @@ class FinerThanItSays(HostManaged):
 @catches("blk_zones.as_many_open_zones_as_it_says")
 class FewerOpenThanItSays(Says):
     open_max = 2
-    said = {"max_open_zones": 3}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_open_zones": 3}
 
 
 @catches("blk_zones.as_many_open_zones_as_it_says")
 class MoreOpenThanItSays(Says):
-    said = {"max_open_zones": 2}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_open_zones": 2}
 
 
 @catches("blk_zones.as_many_open_zones_as_it_says")
 class UnsaidOpenLimit(Says):
     active_max = 0
-    said = {"max_open_zones": 0}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_open_zones": 0}
 
 
 @catches("blk_zones.as_many_active_zones_as_it_says")
 class FewerActiveThanItSays(Says):
     active_max = 3
-    said = {"max_active_zones": 4}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_active_zones": 4}
 
 
 @catches("blk_zones.as_many_active_zones_as_it_says")
 class UnsaidActiveLimit(Says):
-    said = {"max_active_zones": 0}  # noqa: RUF012
+    said: ClassVar[dict[str, Any]] = {"max_active_zones": 0}
 
 
 @catches("blk_zones.as_many_active_zones_as_it_says")
@@ -233,7 +236,7 @@ class OpensReadOnlyZones(HostManaged):
         return BlkStatus.OK if zone.state == ZoneState.READ_ONLY else super().open_zone(zone)
 
 
-@catches("blk_zones.a_zone_that_is_read_only", "blk_zones.an_offline_zone")
+@catches("blk_zones.a_zone_that_is_read_only", "blk_zone_writes.an_offline_zone")
 class ClosesReadOnlyZones(HostManaged):
     def close_zone(self, zone: State) -> int:
         odd = zone.state in (ZoneState.READ_ONLY, ZoneState.OFFLINE)
@@ -300,33 +303,33 @@ class ForgetsWhatItCloses(HostManaged):
 # Writing
 
 
-@catches("blk_zones.a_write_beside_the_write_pointer")
+@catches("blk_zone_writes.a_write_beside_the_write_pointer")
 class WritesAnywhere(HostManaged):
     def is_beside(self, zone: State, sector: int) -> bool:
         return False
 
 
-@catches("blk_zones.a_write_beside_the_write_pointer")
+@catches("blk_zone_writes.a_write_beside_the_write_pointer")
 class CallsItInvalidToo(HostManaged):
     def written(self, zone: State, sector: int, data: bytes) -> int:
         status = super().written(zone, sector, data)
         return ZoneStatus.INVALID_CMD if status == ZoneStatus.UNALIGNED_WP else status
 
 
-@catches("blk_zones.beyond_the_zone_s_capacity")
+@catches("blk_zone_writes.beyond_the_zone_s_capacity")
 class CapacityIsTheSize(HostManaged):
     def overflows(self, zone: State, end: int) -> bool:
         return False
 
 
-@catches("blk_zones.across_two_zones")
+@catches("blk_zone_writes.across_two_zones")
 class ReadsAcross(HostManaged):
     def zone_read(self, zone: State, sector: int, room: int) -> tuple[int, bytes]:
         end = sector + room // 512
         return BlkStatus.OK, bytes(self.content[512 * sector : 512 * end])
 
 
-@catches("blk_zones.across_two_zones")
+@catches("blk_zone_writes.across_two_zones")
 class WritesAcross(HostManaged):
     def written(self, zone: State, sector: int, data: bytes) -> int:
         if sector + len(data) // 512 > zone.end:
@@ -334,7 +337,7 @@ class WritesAcross(HostManaged):
         return super().written(zone, sector, data)
 
 
-@catches("blk_zones.across_two_zones")
+@catches("blk_zone_writes.across_two_zones")
 class AppendsAcross(HostManaged):
     def append(self, zone: State, sector: int, data: bytes) -> tuple[int, int]:
         if zone.pointer + len(data) // 512 > zone.end:
@@ -342,20 +345,20 @@ class AppendsAcross(HostManaged):
         return super().append(zone, sector, data)
 
 
-@catches("blk_zones.writes_to_a_read_only_zone")
+@catches("blk_zone_writes.writes_to_a_read_only_zone")
 class WritesReadOnlyZones(HostManaged):
     def unwritable(self, zone: State) -> bool:
         return zone.state in (ZoneState.OFFLINE, ZoneState.FULL)
 
 
-@catches("blk_zones.writes_to_a_read_only_zone")
+@catches("blk_zone_writes.writes_to_a_read_only_zone")
 class FailsOnReadOnlyZones(HostManaged):
     def written(self, zone: State, sector: int, data: bytes) -> int:
         status = super().written(zone, sector, data)
         return BlkStatus.IOERR if zone.state == ZoneState.READ_ONLY else status
 
 
-@catches("blk_zones.an_offline_zone")
+@catches("blk_zone_writes.an_offline_zone")
 class ReadsOfflineZones(HostManaged):
     def zone_read(self, zone: State, sector: int, room: int) -> tuple[int, bytes]:
         if zone.state == ZoneState.OFFLINE:
@@ -363,7 +366,7 @@ class ReadsOfflineZones(HostManaged):
         return super().zone_read(zone, sector, room)
 
 
-@catches("blk_zones.an_offline_zone")
+@catches("blk_zone_writes.an_offline_zone")
 class WritesOfflineZones(HostManaged):
     def unwritable(self, zone: State) -> bool:
         return zone.state in (ZoneState.READ_ONLY, ZoneState.FULL)
@@ -372,27 +375,27 @@ class WritesOfflineZones(HostManaged):
 # Appending
 
 
-@catches("blk_zones.where_an_append_went")
+@catches("blk_zone_writes.where_an_append_went")
 class TellsTheEnd(HostManaged):
     def append(self, zone: State, sector: int, data: bytes) -> tuple[int, int]:
         status, at = super().append(zone, sector, data)
         return status, at + len(data) // 512
 
 
-@catches("blk_zones.where_an_append_went")
+@catches("blk_zone_writes.where_an_append_went")
 class TellsTheOffset(HostManaged):
     def append(self, zone: State, sector: int, data: bytes) -> tuple[int, int]:
         status, at = super().append(zone, sector, data)
         return status, at - zone.start
 
 
-@catches("blk_zones.an_append_to_another_zone")
+@catches("blk_zone_writes.an_append_to_another_zone")
 class AppendsToPreferredZones(HostAware):
     def refuses_append(self, zone: State, sector: int) -> bool:
         return zone.type == ZoneType.CONVENTIONAL or sector != zone.start
 
 
-@catches("blk_zones.an_append_to_another_zone")
+@catches("blk_zone_writes.an_append_to_another_zone")
 class AppendsToConventionalZones(HostManaged):
     def append(self, zone: State, sector: int, data: bytes) -> tuple[int, int]:
         if zone.type == ZoneType.CONVENTIONAL:
@@ -400,37 +403,37 @@ class AppendsToConventionalZones(HostManaged):
         return super().append(zone, sector, data)
 
 
-@catches("blk_zones.an_append_into_the_middle")
+@catches("blk_zone_writes.an_append_into_the_middle")
 class AppendsAnywhere(HostManaged):
     def refuses_append(self, zone: State, sector: int) -> bool:
         return zone.type != ZoneType.SEQUENTIAL_REQUIRED
 
 
-@catches("blk_zones.an_append_into_the_middle")
+@catches("blk_zone_writes.an_append_into_the_middle")
 class AppendsAtTheWritePointer(HostManaged):
     def refuses_append(self, zone: State, sector: int) -> bool:
         return super().refuses_append(zone, sector) and sector != zone.pointer
 
 
-@catches("blk_zones.the_largest_append")
+@catches("blk_zone_writes.the_largest_append")
 class AppendsMoreThanItSays(HostManaged):
     def too_big(self, data: bytes) -> bool:
         return False
 
 
-@catches("blk_zones.the_largest_append")
+@catches("blk_zone_writes.the_largest_append")
 class AppendsLessThanItSays(HostManaged):
     def too_big(self, data: bytes) -> bool:
         return len(data) // 512 >= self.append_max
 
 
-@catches("blk_zones.the_largest_append")
+@catches("blk_zone_writes.the_largest_append")
 class UnsupportedWhenTooBig(HostManaged):
     def append(self, zone: State, sector: int, data: bytes) -> tuple[int, int]:
         return (BlkStatus.UNSUPP, 0) if self.too_big(data) else super().append(zone, sector, data)
 
 
-@catches("blk_zones.appends_are_not_had")
+@catches("blk_zone_writes.appends_are_not_had")
 class HasAppendsAfterAll(WithoutAppends):
     def characteristics(self) -> Zoned:
         return dataclasses.replace(super().characteristics(), max_append_sectors=0)
@@ -438,7 +441,7 @@ class HasAppendsAfterAll(WithoutAppends):
     append_max = 8
 
 
-@catches("blk_zones.appends_are_not_had")
+@catches("blk_zone_writes.appends_are_not_had")
 class CallsAppendsInvalid(WithoutAppends):
     def append(self, zone: State, sector: int, data: bytes) -> tuple[int, int]:
         return ZoneStatus.INVALID_CMD, 0
@@ -447,13 +450,13 @@ class CallsAppendsInvalid(WithoutAppends):
 # Reading
 
 
-@catches("blk_zones.behind_the_write_pointer", "blk_zones.what_a_finish_leaves_out")
+@catches("blk_zone_writes.behind_the_write_pointer", "blk_zone_writes.what_a_finish_leaves_out")
 class KeepsOldData(HostManaged):
     def forget(self, start: int, end: int) -> None:
         """It is only the write pointer that moves."""
 
 
-@catches("blk_zones.what_a_finish_leaves_out")
+@catches("blk_zone_writes.what_a_finish_leaves_out")
 class FinishBringsItBack(HostManaged):
     def forget(self, start: int, end: int) -> None:
         self.old = start, bytes(self.content[512 * start : 512 * end])
@@ -467,7 +470,7 @@ class FinishBringsItBack(HostManaged):
         return super().finish(zone)
 
 
-@catches("blk_zones.behind_the_write_pointer")
+@catches("blk_zone_writes.behind_the_write_pointer")
 class AnotherPatternEachTime(HostManaged):
     seed = 0
 
@@ -480,14 +483,14 @@ class AnotherPatternEachTime(HostManaged):
 # Secure erase
 
 
-@catches("blk_zones.erases_are_of_whole_zones")
+@catches("blk_zone_writes.erases_are_of_whole_zones")
 class ErasesHalfZones(ErasingZones):
     def settings(self) -> BlkConfig:
         half = self.zone_sectors // 2
         return dataclasses.replace(super().settings(), secure_erase_sector_alignment=half)
 
 
-@catches("blk_zones.an_erase_resets")
+@catches("blk_zone_writes.an_erase_resets")
 class ErasesWithoutAReset(ErasingZones):
     def erase(self, segments: Sequence[Segment]) -> int:
         for sector, sectors, _ in segments:

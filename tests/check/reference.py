@@ -74,7 +74,8 @@ class Reference:
 
     def __init__(self) -> None:
         self.memory = Memory.allocate(RAM_BYTES, 1 << 20)
-        self.status = self.features = 0
+        self.status: int = 0
+        self.features = 0
         self.queues: dict[int, Served] = {}
         self.lock = threading.RLock()
         self.gone = False
@@ -232,7 +233,7 @@ class Reference:
     def give_up(self, served: Served) -> None:
         """A queue is broken: nothing but a reset helps."""
         served.broken = True
-        self.status |= Status.DEVICE_NEEDS_RESET
+        self.status = self.status | Status.DEVICE_NEEDS_RESET
         self.announce()
 
     def serve(self, served: Served) -> None:
@@ -263,7 +264,8 @@ class Reference:
         data, room = buffer.read(), buffer.writable - 1
         if room < 0:
             return 0
-        status, reply = BlkStatus.IOERR, b""
+        status: int = BlkStatus.IOERR
+        reply = b""
         if len(data) >= HEADER_BYTES:
             header = Header.parse(data[:HEADER_BYTES])
             status, reply = self.request(header, data[HEADER_BYTES:], room)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from virtq._core import Position
 from virtq.check.case import Broken, Hung
 from virtq.check.waiting import turns
+from virtq.errors import FeatureError
 from virtq.features import F
 from virtq.memory import Arena, Buffer
 from virtq.model.memory import AVAIL, USED, Added, DriverHalf, Violation
@@ -384,9 +385,13 @@ class Session:
         self.transport.write_status(Status.ACKNOWLEDGE | Status.DRIVER)
 
     def negotiate(self, features: int) -> bool:
-        """Write the features and FEATURES_OK; whether the device kept it."""
+        """Write the features and FEATURES_OK; whether the device kept it. One that refuses the
+        features by the transport's own means did not."""
         self.acknowledge()
-        self.transport.write_features(features)
+        try:
+            self.transport.write_features(features)
+        except FeatureError:
+            return False
         self.features = features
         done = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
         self.transport.write_status(done)

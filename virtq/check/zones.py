@@ -175,6 +175,13 @@ class Zones:
             at += count
         return at
 
+    def make_full(self, zone: Zone) -> None:
+        """Make an empty zone full, by a write and a finish."""
+        self.must(self.write(zone.start, self.data()), Status.OK, what="a write to an empty zone")
+        status = self.operate(ZoneRequest.FINISH, zone.start)
+        self.must(status, Status.OK, what="a finish of an open zone")
+        self.must(self.state(zone.start), ZoneState.FULL, what="the zone's state")
+
 
 def zones(ctx: Context, need: int = 0) -> Zones:
     """A zoned device, live. Raises NotObservable for one that is not, or is drive-managed."""

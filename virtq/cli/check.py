@@ -21,6 +21,7 @@ from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
 from virtq.check.keep import Started
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
+from virtq.check.unseen import UNSEEN
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import json_option, print_json, show, table
@@ -307,3 +308,7 @@ def _coverage(as_json: bool) -> None:
         f"{have} of {of} requirements that can be observed have a case",
         f"areas without one: {', '.join(unchecked)}",
     )
+    reasons = table("asked of devices, and not to be seen", "why")
+    for id, reason in UNSEEN.items():
+        reasons.add_row(id, reason)
+    show(reasons)

@@ -71,6 +71,7 @@ def test_behind_an_iommu_translations_are_told_when_they_miss(
     features = F.VERSION_1 | F.ACCESS_PLATFORM
     front = connect(served, features)
     queue = Driven(front, features)
+    front.write_status(15)
     for _ in range(20):
         assert queue.shout(b"far away") == b"FAR AWAY"
     front.close()
@@ -85,6 +86,7 @@ def test_buffers_added_before_the_queue_is_enabled_are_served(served: Served) ->
         queue.add([], [(base + DATA, 1)], cookie)
     queue.publish()
     front.enable_queue(queue, *areas)
+    front.write_status(15)
     queue.kick()
     assert eventually(lambda: queue.has_used)
     front.close()
@@ -95,6 +97,7 @@ def test_stopping_a_queue_tells_where_it_stood(served: Served, extra: int) -> No
     features = F.VERSION_1 | extra
     front = connect(served, features)
     queue = Driven(front, features)
+    front.write_status(15)
     for _ in range(3):
         queue.shout(b"x")
     wrap = 1 if extra else 0
@@ -180,6 +183,7 @@ def test_a_callback_that_fails_is_not_the_end(
 ) -> None:
     front = connect(served)
     queue = Driven(front, F.VERSION_1)
+    front.write_status(15)
 
     def fail() -> None:
         raise ZeroDivisionError

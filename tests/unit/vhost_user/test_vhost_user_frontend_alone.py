@@ -98,6 +98,7 @@ def test_a_back_end_without_any_protocol_feature() -> None:
         front.write_status(11)
         assert front.read_status() == 11
         Driven(front, F.VERSION_1)
+        front.write_status(15)
         front.reset_queue(0)
         front.close()
         script.join()
@@ -111,8 +112,8 @@ def test_a_back_end_without_any_protocol_feature() -> None:
         Front.SET_VRING_CALL,
         Front.SET_VRING_ERR,
         Front.SET_VRING_KICK,
-        Front.SET_VRING_ENABLE,
         Front.GET_FEATURES,
+        Front.SET_VRING_ENABLE,
     ]
 
 

@@ -5,6 +5,7 @@ from virtq.check.device import (
     blk_config,
     blk_in_order,
     blk_ranges,
+    blk_zone_writes,
     blk_zones,
     features,
     framing,
@@ -28,6 +29,7 @@ from virtq.check.device import (
     queue_reset,
     split,
     status,
+    suspend,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "blk_config",
     "blk_in_order",
     "blk_ranges",
+    "blk_zone_writes",
     "blk_zones",
     "features",
     "framing",
@@ -58,4 +61,5 @@ __all__ = [
     "queue_reset",
     "split",
     "status",
+    "suspend",
 ]

@@ -21,6 +21,7 @@ from virtq.check.session import UNTOUCHED, Job
 from virtq.features import F
 from virtq.wire import blk
 from virtq.wire.blk import ID_BYTES, SECTOR_BYTES, BlkFeature, Segment, Status, Type
+from virtq.wire.blk_zones import ZoneRequest
 
 _BLK = blk.DEVICE_ID
 _FAR = 1 << 40
@@ -169,21 +170,35 @@ def every_status_is_known(ctx: Context) -> None:
         if kind in (Type.OUT, Type.DISCARD, Type.WRITE_ZEROES, Type.SECURE_ERASE):
             continue  # they would change what is on the disk
         for room in (0, SECTOR_BYTES):
+            if not room and kind in (ZoneRequest.APPEND, ZoneRequest.REPORT):
+                continue  # they have none
             status = status_of(live, request(kind, 0, room=room))
             expect(status in known, f"0, 1 or 2 for request type {kind}", f"status {status}")
 
 
-@case("feat.dev.no-unsupported-offer", "blk.req.status-last-byte", device_id=_BLK)
+@case(
+    "blk.req.status-last-byte",
+    "split.used.dev.data-before-idx",
+    "packed.used.len-meaning",
+    device_id=_BLK,
+)
 def the_device_id(ctx: Context) -> None:
     """GET_ID ends with UNSUPP, or gives up to 20 bytes of ASCII, padded with zeroes: the same each
-    time."""
+    time. All that the used length covers was written."""
     live = live_disk(ctx)
     seen = set()
     for _ in range(3):
-        reply = serve(live, request(Type.GET_ID, room=ID_BYTES))
+        sent = live.ring.serve(request(Type.GET_ID, room=ID_BYTES))[0]
+        reply, written = sent.reply, sent.written or 0
         if reply[-1] == Status.UNSUPP:
             raise NotObservable("the device has no ID")
         expect(reply[-1] == Status.OK, "status OK or UNSUPP", f"status {reply[-1]}")
+        untouched = reply[:written].count(UNTOUCHED)
+        expect(
+            not untouched,
+            "a used length that covers bytes which were written",
+            f"{written}, of which {untouched} were not",
+        )
         text, _, padding = reply[:-1].partition(b"\0")
         expect(text.isascii(), "an ID of ASCII characters", text)
         expect(not any(padding), "zeroes behind the ID", padding)

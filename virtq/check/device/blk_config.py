@@ -135,10 +135,11 @@ def every_queue(ctx: Context) -> None:
 @case("feat.dev.no-unsupported-offer", device_id=_BLK, needs=BlkFeature.CONFIG_WCE)
 def the_cache_mode_is_switched(ctx: Context) -> None:
     """With CONFIG_WCE, writeback takes 0 and 1 and reads as it was written, also while requests are
-    served, and begins anew after a reset."""
+    served. It begins as either of them."""
     live = live_disk(ctx, BlkFeature.CONFIG_WCE | BlkFeature.FLUSH)
     session, offset = live.session, offset_of("writeback")
     first = config(session).writeback
+    expect(first in (0, 1), "writeback 0 or 1", first)
     for value in (0, 1, 0, 1 - first):
         try:
             session.transport.write_config(offset, bytes([value]))
@@ -149,15 +150,11 @@ def the_cache_mode_is_switched(ctx: Context) -> None:
                 break
         succeed(live, request(Type.FLUSH), "a flush")
         live.ring.serve(*live.jobs(2))
-    session.reset()
-    session.negotiate(session.features)
-    again = config(session).writeback
-    expect(again == first, f"writeback {first} after a reset, as before", again)
 
 
 @case("feat.dev.no-unsupported-offer", device_id=_BLK, needs=BlkFeature.FLUSH)
 def a_flush(ctx: Context) -> None:
-    """With FLUSH, a flush ends with OK, alone and behind writes."""
+    """With FLUSH, a flush ends with OK, alone and behind other requests."""
     live = live_disk(ctx, BlkFeature.FLUSH)
     succeed(live, request(Type.FLUSH), "a flush")
     for _ in range(4):

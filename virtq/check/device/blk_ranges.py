@@ -47,12 +47,13 @@ def _the_rest_stays(data: bytes, now: bytes, ranges: list[Segment]) -> None:
 def a_discard(ctx: Context) -> None:
     """A discard of a range ends with OK, and what is beside the range stays."""
     live = writable_disk(ctx, BlkFeature.DISCARD)
-    most = config(live.session).max_discard_sectors
-    if most < 2:
-        raise NotObservable(f"max_discard_sectors is {most}")
-    ranges = [Segment(2, min(4, most), 0)]
-    with put_back(live, _SECTORS):
-        data, now = _around(live, Type.DISCARD, ranges, _SECTORS)
+    settings = config(live.session)
+    unit = max(settings.discard_sector_alignment, 1)
+    if not unit <= min(settings.max_discard_sectors, 1024):
+        raise NotObservable(f"a discard is of {unit} sectors at the least")
+    ranges = [Segment(unit, unit, 0)]
+    with put_back(live, 3 * unit):
+        data, now = _around(live, Type.DISCARD, ranges, 3 * unit)
         _the_rest_stays(data, now, ranges)
 
 

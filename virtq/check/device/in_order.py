@@ -9,6 +9,7 @@ from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context, Live
 from virtq.check.session import Sent
 from virtq.features import F
+from virtq.model.notify import DESC, PackedEvent
 
 _BATCH = (
     "split.inorder.dev.batch-single-entry",
@@ -197,3 +198,49 @@ def a_long_random_run(ctx: Context) -> None:
         outstanding -= len(done)
     if outstanding:
         _in_sequence(live.ring.wait(outstanding))
+
+
+@case(
+    "resv.dev.in-order-use",
+    "split.usednotify.dev.event-hit",
+    "split.usednotify.dev.event-miss",
+    "packed.event.desc-offset",
+    in_order=True,
+    needs=F.EVENT_IDX,
+)
+def an_event_at_every_place_of_a_batch(ctx: Context) -> None:
+    """A notification for each buffer of a batch, first to last, whether it has a used entry of its
+    own or not; none for the one that comes after the batch."""
+    live = ctx.live(add=F.EVENT_IDX, size=64)
+    slots = max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
+    live.ring.serve(live.work.job(0))  # the first one may notify in any case
+    count, number = 5, 1
+    for place in [*range(count), count]:
+        for _ in live.session.moment():
+            pass
+        _event_for(live, place, slots)
+        live.ring.calls()
+        for job in live.jobs(count, number):
+            live.ring.add(job)
+        live.ring.kick()
+        if place < count:
+            live.ring.wait_call()
+            _in_sequence(live.ring.wait(count))
+        else:
+            _in_sequence(live.ring.wait(count))
+            for _ in live.session.moment():
+                pass
+            calls = live.ring.calls()
+            expect(calls == 0, "no notification for what comes after the batch", calls)
+        number += count
+
+
+def _event_for(live: Live, place: int, slots: int) -> None:
+    """Ask for a notification when the buffer at that place of the next batch is used."""
+    if not live.ring.packed:
+        ring = live.ring.split_ring
+        ring.used_event = (ring.used_idx + place) & 0xFFFF
+        return
+    at = live.ring.half.position
+    laps, slot = divmod(at.used + place * slots, live.ring.size)
+    live.ring.packed_ring.driver_event = PackedEvent(slot, (at.used_wrap + laps) % 2, DESC)

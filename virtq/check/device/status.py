@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context
 from virtq.check.session import Ring, Session
+from virtq.errors import PeerGone
 from virtq.status import Status
 from virtq.transports.base import TellsQueueErrors
 
@@ -122,11 +126,12 @@ def a_need_for_a_reset_is_announced(ctx: Context) -> None:
     live.ring.add(live.work.job(0))
     live.ring.change_head(lambda d: d._replace(addr=_NOWHERE))
     live.ring.kick(always=True)
-    for _ in live.session.moment():
-        if live.session.transport.read_status() & Status.DEVICE_NEEDS_RESET:
-            break
-    else:
-        raise NotObservable("the device does not ask for a reset")
+    with _gone_is_no_answer():
+        for _ in live.session.moment():
+            if live.session.transport.read_status() & Status.DEVICE_NEEDS_RESET:
+                break
+        else:
+            raise NotObservable("the device does not ask for a reset")
     for _ in live.session.patience("a configuration change notification for DEVICE_NEEDS_RESET"):
         if announced:
             break
@@ -142,9 +147,19 @@ def a_queue_that_stops_says_so(ctx: Context) -> None:
     live.ring.change_head(lambda d: d._replace(addr=_NOWHERE))
     live.ring.add(live.work.job(1))
     live.ring.kick(always=True)
-    for _ in live.session.patience("DEVICE_NEEDS_RESET, a queue error, or a used buffer"):
-        if is_given_up(live.session, live.ring) or live.ring.half.used_entry() is not None:
-            break
+    with _gone_is_no_answer():
+        for _ in live.session.patience("DEVICE_NEEDS_RESET, a queue error, or a used buffer"):
+            if is_given_up(live.session, live.ring) or live.ring.half.used_entry() is not None:
+                break
+
+
+@contextlib.contextmanager
+def _gone_is_no_answer() -> Iterator[None]:
+    """That a device is gone is what the cases of malformed rings are about."""
+    try:
+        yield
+    except PeerGone as gone:
+        raise NotObservable(f"the device is gone (malformed.a_buffer_nowhere): {gone}") from None
 
 
 def is_given_up(session: Session, ring: Ring) -> bool:

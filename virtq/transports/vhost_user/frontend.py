@@ -270,6 +270,9 @@ class Frontend:
         if not status:
             for index in list(self._enabled):
                 self.reset_queue(index)
+        elif status & ~self._status & _DRIVER_OK:
+            for index in list(self._enabled):
+                self._enable(index, True)
         if self._negotiation.has(P.STATUS):
             self._exchange.tell(Front.SET_STATUS, U64(status))
         elif not status and self._negotiation.has(P.RESET_DEVICE):
@@ -394,7 +397,9 @@ class Frontend:
         desc, driver, used = map(self._ring_address, enabled.areas)
         self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
         self._connect_events(enabled)
-        self._enable(index, True)
+        if not self._status or self._status & _DRIVER_OK:
+            # Else when the driver is done: from here on the back-end serves the ring (2.1.2).
+            self._enable(index, True)
 
     def _connect_events(self, enabled: _Enabled) -> None:
         queue = enabled.queue
