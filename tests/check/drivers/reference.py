@@ -264,7 +264,7 @@ class Reference:
 
     def reset(self) -> None:
         self.transport.write_status(0)
-        self.status = 0
+        self.status = self.transport.read_status()
 
     def acknowledge(self) -> None:
         self.tell(Status.ACKNOWLEDGE)
@@ -516,7 +516,7 @@ def datagram(mac: bytes, number: int, partial: bool = False) -> bytes:
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

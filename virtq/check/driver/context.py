@@ -205,6 +205,12 @@ class DriverContext:
         if self.plain().record.features is None:
             raise NotObservable("the driver does not work with the usual offer either")
 
+    def after_a_while(self, peer: Peer) -> Record:
+        """What was seen of a driver that may have more to say."""
+        for _ in peer.turns_or_gone(self.patience_s / 4):
+            pass
+        return peer.record
+
     def check_time_for(self, buffers: int) -> None:
         """Raises NotObservable if, at the pace of the plain run, the driver would not make so many
         available in the time that a case may take."""

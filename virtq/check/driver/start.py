@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Protocol, Self
 
-from virtq.features import F, RingKind, describe
+from virtq.features import F, RingKind, names
 from virtq.transports.vhost_user import channel
 
 END_S = 3.0
@@ -67,7 +67,8 @@ class Command:
     {in_order}    1 for IN_ORDER, else 0
 
     It has the same in its environment as VIRTQ_SOCKET, VIRTQ_FEATURES, VIRTQ_PACKED and
-    VIRTQ_IN_ORDER."""
+    VIRTQ_IN_ORDER. It has to keep the device busy until it is ended, by SIGTERM; a status above 128
+    is a crash, as from a shell that tells of a signal."""
 
     def __init__(self, text: str, device_id: int | None = None) -> None:
         self._text = text
@@ -76,7 +77,7 @@ class Command:
     def start(self, path: str, kind: RingKind | None, features: int) -> RunningCommand:
         values = {
             "socket": path,
-            "features": describe(features, self._device_id).replace(" ", ""),
+            "features": ",".join(names(features, self._device_id)).replace(" ", "_"),
             "packed": str(int(bool(features & F.RING_PACKED))),
             "in_order": str(int(bool(features & F.IN_ORDER))),
         }
