@@ -360,7 +360,7 @@ def _coverage(as_json: bool) -> None:
         f"areas without one: {', '.join(unchecked)}",
         f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )
-    reasons = table("asked of devices, and not to be seen", "why")
+    reasons = table("what cannot be seen", "why")
     for id, reason in UNSEEN.items():
         reasons.add_row(id, reason)
     show(reasons)
