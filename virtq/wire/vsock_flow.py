@@ -117,6 +117,7 @@ class Flow:
         self._consumed = 0
         self._told_consumed = 0
         self._owes_update = False
+        self._was_asked = False
         self._asked_for_credit = False
         self.ready = False
 
@@ -247,13 +248,18 @@ class Flow:
             self._mux.forget(self, clean=True)
 
     def _receive_credit_request(self, header: Header, data: bytes) -> None:
-        self._owe_update()
+        self._was_asked = True
+        self._mux.has_something(self)
 
     def _receive_credit_update(self, header: Header, data: bytes) -> None:
         pass  # every packet carries it
 
     def next_packet(self, room: int) -> bytes | None:
         """What to send next, in `room` bytes; None if nothing can be sent now."""
+        if self._was_asked and (not self._items or self._items[0].op is Op.RW):
+            # Every packet tells the credit, but the answer to this question has a name of its own.
+            self._was_asked = False
+            return self._pack(Op.CREDIT_UPDATE)
         if self._items and self._items[0].op is Op.RW:
             packet = self._next_data(room)
         elif self._items:
@@ -290,8 +296,10 @@ class Flow:
     @property
     def blocked(self) -> bool:
         """Whether nothing can be sent before the other end has said something."""
-        if self._owes_update or not self._items:
-            return not self._owes_update
+        if self._owes_update or self._was_asked:
+            return False
+        if not self._items:
+            return True
         head = self._items[0]
         return (
             head.op is Op.RW and len(head.data) > 0 and not self.credit and self._asked_for_credit
@@ -302,7 +310,7 @@ class Flow:
         self._drop_data()
         self._mux.backlog -= len(self._items)
         self._items.clear()
-        self._owes_update = False
+        self._owes_update = self._was_asked = False
         self.state = State.GONE
         self._tell(lambda user: user.closed(clean))
 

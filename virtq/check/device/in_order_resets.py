@@ -159,7 +159,8 @@ def tables_and_lists_in_a_batch(ctx: Context) -> None:
             job = live.work.job(number)
             pieces: tuple[int, ...] = (len(job.readable), 0, job.writable)
             if index % 2:
-                pieces = (3, len(job.readable) - 3, 0, 1, job.writable - 1)
+                rest = (job.writable - 1,) if job.writable > 1 else ()
+                pieces = (3, len(job.readable) - 3, 0, 1, *rest)
             live.ring.add(job, pieces)
             number += 1
         live.ring.kick()

@@ -324,7 +324,9 @@ def the_inflight_buffer(ctx: Context) -> None:
     front = ctx.front(P.INFLIGHT_SHMFD)
     session = negotiated(ctx, front)
     work = ctx.work
-    queues, size = work.queue + 1, front.queue_size_max(work.queue)
+    # The device may need more rings than that of its work.
+    queues = max(front.queue_count, work.queue + 1)
+    size = front.queue_size_max(work.queue)
     answer = front.ask(Code.GET_INFLIGHT_FD, Inflight(0, 0, queues, size))
     try:
         expect(len(answer.fds) == 1, "one descriptor with the buffer", len(answer.fds))
