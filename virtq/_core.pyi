@@ -230,7 +230,7 @@ class DeviceQueue:
 
         With `waits`, which takes a task to call from: coroutines that the handler returns take
         their first step at once, up to the first that waits. With that one and what it waits for
-        `waits` is called; those behind it go to `finish` without having begun. `failed` is then called
+        `waits` is called; those behind it go to `finish` without having begun. `failed` is called
         with a CancelledError, too.
 
         Raises what `take` and the callbacks raise."""
