@@ -222,7 +222,7 @@ class DeviceQueue:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object],
-        failed: Callable[[Request, BaseException], object],
+        failed: Callable[[Request, Exception], object],
         max: int,
         waits: Callable[[Request, Coroutine[Any, Any, Any], Any], object] | None = None,
     ) -> int:
@@ -233,7 +233,8 @@ class DeviceQueue:
 
         With `waits`, which takes a task to call from: coroutines that the handler returns take
         their first step at once, up to the first that waits. With that one and what it waits for
-        `waits` is called; those behind it go to `finish` without having begun.
+        `waits` is called; those behind it go to `finish` without having begun. `failed` is called
+        with a CancelledError, too.
 
         Raises what `take` and the callbacks raise."""
     def linger(self, microseconds: int) -> bool:
