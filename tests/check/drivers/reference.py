@@ -492,7 +492,7 @@ class ConsoleReference(Reference):
     """A driver of a console (5.3)."""
 
     device_id = CONSOLE_ID
-    queues = (0, 1)
+    queues: tuple[int, ...] = (0, 1)
 
     def read_config(self) -> None:
         """There is nothing to read."""
