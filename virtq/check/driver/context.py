@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SETTLE_TURNS = 200
 _HOLD_MOMENTS = 5
-_HOSTILE_MOMENTS = 5
+_HOSTILE_MOMENTS = 15
 _LONG_S = 60.0
 """What a long case may take."""
 
@@ -270,7 +270,7 @@ class DriverContext:
         cannot be ended. Raises Broken, PeerGone, Hung."""
         live.ring.signal()
         try:
-            for _ in live.peer.turns(max(_HOSTILE_MOMENTS * self.moment_s, self.patience_s / 8)):
+            for _ in live.peer.turns(_HOSTILE_MOMENTS * self.moment_s):
                 pass
             live.ring.audit()
         except PeerGone:

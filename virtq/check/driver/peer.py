@@ -147,9 +147,12 @@ class Peer:
             self._hear_other()
         if self._sock.fileno() in came:
             self._receive()
+        self._drain_kicks()
+        self.look()
+
+    def _drain_kicks(self) -> None:
         for ring in self.rings.values():
             ring.drain_kick()
-        self.look()
 
     def look(self) -> None:
         """Write down what became available, and have it served."""
@@ -208,6 +211,9 @@ class Peer:
             return event.answer
         main = self._protocol.main
         name = event.message.name
+        if event.message.code != Front.SET_STATUS:
+            # What has come by now came before the answer to this, and all that is said after it.
+            self._drain_kicks()
         with event.fds:
             self.record.events.append(Event(name, _queue_of(event.payload), event.payload))
             try:
