@@ -60,8 +60,10 @@ else
 		--target $(TARGET) -- --skip more_holes_than_a_process_may_have_mappings
 endif
 
+# A peer that polls wants the machine for itself: those tests come last, one at a time.
 python-test: setup-test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m 'not alone'
+	$(BIN)/pytest -m alone
 
 # The pages of docs/, under target/docs; any warning is an error.
 docs: $(VENV)/docs-tools

@@ -4,7 +4,7 @@ Addresses are guest addresses in bytes unless a name says `user`; lengths are by
 Sections are those of VIRTIO 1.4.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple, final
 
@@ -207,6 +207,9 @@ class DeviceQueue:
     def kick_fd(self) -> int | None:
         """Our duplicate, to poll; owned by the queue."""
     def drain_kick(self) -> None: ...
+    def set_used_log(self, addr: int | None) -> None:
+        """Mark writes to a split ring's used ring in the dirty log as if it were at this address
+        (None: where it is)."""
     def set_memory(self, memory: Memory) -> None:
         """Use a new snapshot of `memory` from now on. Raises TranslationMiss if the rings are
         gone."""
@@ -219,14 +222,20 @@ class DeviceQueue:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object],
-        failed: Callable[[Request, Exception], object],
+        failed: Callable[[Request, BaseException], object],
         max: int,
+        waits: Callable[[Request, Coroutine[Any, Any, Any], Any], object] | None = None,
     ) -> int:
         """Take up to `max` buffers and call `handler` with each; returns how many there were. An
         int or None as the result completes the request (None: with `request.written`). What else
         it returns, or what `complete` refuses, `finish` is called with; `failed`, with what it
-        raised. A request that the handler does not keep is the next one's object as well. Raises
-        what `take` and the callbacks raise."""
+        raised. A request that the handler does not keep is the next one's object as well.
+
+        With `waits`, which takes a task to call from: coroutines that the handler returns take
+        their first step at once, up to the first that waits. With that one and what it waits for
+        `waits` is called; those behind it go to `finish` without having begun.
+
+        Raises what `take` and the callbacks raise."""
     def linger(self, microseconds: int) -> bool:
         """Look for available buffers for so long (at most 1000) without sleeping, and without the
         interpreter lock; True if there are some."""
@@ -700,13 +709,17 @@ class RingLoop:
         indirect: bool = False,
         event: bool = False,
         regions: int = 1,
+        depth: int | None = None,
+        spread: bool = False,
         pin: tuple[int, int] | None = None,
     ) -> None:
         """`features` and `size` as for the queues. `direction`: "send" (from the driver to the
         device), "receive", or "both" (a queue each). `batch`: buffers that are published and taken
         at once. `chain`: pieces of each buffer, in indirect tables with `indirect`. `length`: bytes
         of each buffer, all pieces together. `event`: sleep until notified, instead of polling.
-        `regions`: of memory, which the buffers are spread over evenly. `pin`: processors of driver
+        `regions`: of memory, which the buffers are spread over evenly. `depth`: buffers outstanding
+        at the most (None: as many as fit). `spread`: each on a page of its own, at offsets in it
+        that do not depend on the regions; else they are neighbours. `pin`: processors of driver
         and device. Raises ValueError, naming what is wrong, and why the memory cannot be had."""
     def run(self, seconds: float) -> dict[str, int | float]:
         """Run both halves for so long (60 at most), without the interpreter lock. Returns of this

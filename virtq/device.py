@@ -69,7 +69,7 @@ class Device(ConfigSpace, metaclass=_Checked):
     device_id: int = 0
     queues: Sequence[QueueSpec] = ()
     features: int = 0
-    optional_features: int = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
+    optional_features: int = F.ACCESS_PLATFORM | F.ORDER_PLATFORM | F.SUSPEND
 
     feature_bits: type[IntFlag] | None = None
     """The names of the device type's own feature bits, for `offer`, messages and the command line;

@@ -23,7 +23,7 @@ from virtq.features import RING_FEATURES, Change, F, RingKind, closed, describe,
 from virtq.memory import Arena
 from virtq.queue import DriverQueue, Queues
 from virtq.status import DriverStatus, Step
-from virtq.transports.base import Alarming, DriverTransport, TellsQueueErrors
+from virtq.transports.base import Alarming, DriverTransport, ReadsByWidth, TellsQueueErrors
 from virtq.wire import layout
 
 RESET_TIMEOUT_S = 5.0
@@ -34,13 +34,15 @@ class Driver:
 
     A subclass for a device type sets `device_id`, `features` (device-specific bits that it
     accepts), `optional_features` (bits that it accepts when asked), `config_layout` with
-    `config_fields` (which feature brings which field), and overrides the hooks below."""
+    `config_fields` (which feature brings which field), `needs_config` if it cannot do without, and
+    overrides the hooks below."""
 
     device_id: int | None = None
     features: int = 0
     optional_features: int = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
     config_layout: type | None = None
     config_fields: Mapping[str, int] = {}
+    needs_config: bool = False
     queue_size: int = 256
     indirect_length: int = 4
 
@@ -132,17 +134,37 @@ class Driver:
 
     def _read_config(self, length: int) -> bytes | None:
         try:
-            return self.transport.read_config(0, length)
+            return self._read_fields(length)
         except ConfigError:  # it may be shorter than it should be, or not there at all
             length = min(length, self.transport.config_size)
-            return self.transport.read_config(0, length) if length else None
+            return self._read_fields(length) if length else None
+
+    def _read_fields(self, length: int) -> bytes:
+        if self.config_layout is None or not isinstance(self.transport, ReadsByWidth):
+            return self.transport.read_config(0, length)
+        accesses = [
+            access
+            for leaf in layout.fields_of(self.config_layout)
+            if leaf.offset + leaf.size <= length and self._exists(leaf)
+            for access in layout.accesses(leaf)
+        ]
+        data = bytearray(length)
+        for (at, width), part in zip(
+            accesses, self.transport.read_config_by(accesses), strict=True
+        ):
+            data[at : at + width] = part
+        return bytes(data)
+
+    def _exists(self, leaf: layout.Field) -> bool:
+        """Whether the device offers the feature that brings this field of the configuration."""
+        feature = self.config_fields.get(leaf.name.partition(".")[0], -1)
+        return feature == -1 or bool(feature & self.offered_features)
 
     def _config_length(self, structure: type) -> int:
         """Up to the last field that exists: a device need not have room for others."""
         length = 0
         for leaf in layout.fields_of(structure):
-            feature = self.config_fields.get(leaf.name.partition(".")[0], -1)
-            if feature == -1 or feature & self.offered_features:
+            if self._exists(leaf):
                 length = leaf.offset + leaf.size
         return length
 
@@ -206,6 +228,11 @@ class Driver:
         self.driver_features = accepted
 
     def _set_up_queues(self) -> None:
+        if self.needs_config and self.config is None:
+            raise ConfigError(
+                f"the device has no configuration space, and {type(self).__name__} needs it"
+                " (a vhost-user back-end has to take the protocol feature CONFIG)"
+            )
         queues = []
         for index, spec in sorted(self.plan().items()):
             queues.append(self._set_up(index, spec))

@@ -10,9 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from inspect import isawaitable
+from types import coroutine
 from typing import Any, NoReturn, Protocol
 
 from virtq._core import Batch, DeviceQueue, Position, Request
@@ -320,24 +329,84 @@ class LoopRunner:
 
 class RequestRunner(LoopRunner):
     """Calls `handler` for each buffer; its result is the bytes written, None for what the request
-    knows itself."""
+    knows itself.
+
+    Where the handler is a coroutine, all of a turn begins in one task, and what has nothing to wait
+    for is done at once. The first that waits keeps the task for itself; those behind it get a task
+    each. So a handler is always in one and the same task, and only those that wait pay for it."""
 
     def __init__(self, queue: DeviceQueue, handler: RequestHandler, **options: Any) -> None:
         super().__init__(queue, **options)
         self._handler = handler
+        self._is_coroutine = False
+        """Whether the handler was seen to return coroutines."""
+        self._begins: asyncio.Task[None] | None = None
+        """A turn's task that has not begun."""
+        self._may_begin = False
+        """Whether a coroutine may take its first step here and now."""
+        self._begun: tuple[Request, Coroutine[Any, Any, Any], Any] | None = None
+        """One that has, and what it waits for."""
+
+    def _turn(self) -> None:
+        if not self._is_coroutine:
+            super()._turn()
+        elif self._begins is None:
+            self._begins = self._loop.create_task(self._turn_in_task())
+            self._tasks.add(self._begins)
+            self._begins.add_done_callback(self._tasks.discard)
+
+    async def _turn_in_task(self) -> None:
+        self._begins = None
+        if self._watch is None:
+            return
+        self._may_begin = True
+        try:
+            super()._turn()
+        finally:
+            self._may_begin = False
+        if self._begun is not None:
+            (request, coroutine, step), self._begun = self._begun, None
+            await self._finish(_rest_of(coroutine, step), request.complete, (request,))
 
     def _round(self) -> int:
         # The loop over the buffers, and what a handler mostly returns, are the core's.
-        return self._queue.serve(self._handler, self._finish_one, self._fail_one, BATCH_BUFFERS)
+        waits = (self._keep_task,) if self._may_begin else ()
+        return self._queue.serve(
+            self._handler, self._finish_one, self._fail_one, BATCH_BUFFERS, *waits
+        )
+
+    def _keep_task(self, request: Request, coroutine: Coroutine[Any, Any, Any], step: Any) -> None:
+        self._begun, self._may_begin = (request, coroutine, step), False
 
     def _finish_one(self, request: Request, written: Any) -> None:
         if isawaitable(written):
+            self._is_coroutine |= asyncio.iscoroutine(written)
             self._later(written, request.complete, (request,))
         else:
             self._complete(request.complete, written, (request,))
 
-    def _fail_one(self, request: Request, error: Exception) -> None:
+    def _fail_one(self, request: Request, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            error = RuntimeError(f"it raised {type(error).__name__}")
         self._failed((request,), error)
+
+
+@coroutine
+def _rest_of(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
+    """What is left of a coroutine that has begun and waits for `step`."""
+    while True:
+        try:
+            yield step
+        except GeneratorExit:
+            begun.close()
+            raise
+        except BaseException as error:
+            try:
+                step = begun.throw(error)
+            except StopIteration as end:
+                return end.value
+        else:
+            return (yield from begun)  # type: ignore[misc]
 
 
 class BatchRunner(LoopRunner):

@@ -171,7 +171,7 @@ def _net(uri: Uri) -> Device:
 
 
 def _port(uri: Uri, kind: str) -> Port:
-    from virtq.devices import net_ports, net_tap
+    from virtq.devices import net_ports, net_stream, net_tap
 
     if kind == "hub":
         return net_ports.HubPort()
@@ -184,7 +184,10 @@ def _port(uri: Uri, kind: str) -> Port:
         return net_ports.PcapPort(uri.take("read", str, None), uri.take("write", str, None))
     if kind == "tap":
         return net_tap.TapPort(uri.take("name", str, ""))
-    raise UriError(f"{uri.text!r}: port: there are hub, sink, source, pcap and tap, not {kind!r}")
+    if kind == "stream":
+        return net_stream.StreamPort(uri.take("path", str, ""))
+    ports = "hub, sink, source, pcap, stream and tap"
+    raise UriError(f"{uri.text!r}: port: there are {ports}, not {kind!r}")
 
 
 def _rng(uri: Uri) -> Device:

@@ -19,6 +19,7 @@ use crate::batch::{PyBatch, Shelf};
 use crate::errors::to_py;
 use crate::inflight::Inflight;
 use crate::memory::Memory as PyMemory;
+use crate::serve::Sequel;
 
 /// A wait that does not sleep is short.
 const LINGER_MOST_US: u32 = 1000;
@@ -205,6 +206,10 @@ impl PyDeviceQueue {
         visit(&self.queue).drain_kick();
     }
 
+    fn set_used_log(&self, addr: Option<u64>) {
+        visit(&self.queue).set_used_log(addr);
+    }
+
     fn set_memory(&self, memory: &PyMemory) -> PyResult<()> {
         visit(&self.queue).set_memory(memory.snapshot()).map_err(to_py)
     }
@@ -219,6 +224,7 @@ impl PyDeviceQueue {
         batch.put_back(&self.queue, start)
     }
 
+    #[pyo3(signature = (handler, finish, failed, max, waits=None))]
     fn serve(
         &self,
         py: Python<'_>,
@@ -226,8 +232,10 @@ impl PyDeviceQueue {
         finish: &Bound<'_, PyAny>,
         failed: &Bound<'_, PyAny>,
         max: usize,
+        waits: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<usize> {
-        crate::serve::serve(py, self.shelf.take(max)?, handler, finish, failed)
+        let sequel = Sequel { finish, failed, waits };
+        crate::serve::serve(py, self.shelf.take(max)?, handler, sequel)
     }
 
     fn linger(&self, py: Python<'_>, microseconds: u32) -> bool {

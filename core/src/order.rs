@@ -453,6 +453,17 @@ pub trait Added {
     /// it that leave with it, and free their places: in a split ring the descriptors, in a packed one
     /// the identifiers.
     fn pop(&mut self, id: u16, most: u16, split: bool) -> SentRun;
+    /// Remove buffers of the oldest run, up to `most` and only such as are among the first `published`
+    /// added, as long as `is_used` finds each used by an entry of its own: it is told cookie,
+    /// identifier and device-writable bytes. None in any order, where `covered` and `pop` do it.
+    fn pop_singles(
+        &mut self,
+        published: u64,
+        most: usize,
+        is_used: impl FnMut(u64, u16, u32) -> bool,
+    ) -> SentRun;
+    /// Descriptor slots of each buffer of the oldest run.
+    fn front_slots(&self) -> u32;
     /// Buffers outstanding.
     fn len(&self) -> usize;
     /// Nothing is outstanding.
@@ -499,6 +510,8 @@ pub struct AddedRuns {
     /// never has more than one but where they start again.
     front: Run,
     rest: VecDeque<Run>,
+    /// What the next buffer must be like to extend the newest run: cookie, device-writable bytes, slots.
+    like: (u64, u32, u16),
     /// Buffers of all runs, and the serial of the oldest.
     len: usize,
     oldest: u64,
@@ -516,24 +529,51 @@ impl AddedRuns {
 
     #[inline]
     fn push_run(&mut self, run: Run, serial: u64) {
+        // Identifiers follow each other anyway.
+        let follows = (run.cookie, run.writable, run.slots) == self.like;
+        if follows && self.len > 0 && self.rest.is_empty() {
+            self.front.count += run.count;
+            self.like.0 = run.cookie.wrapping_add(run.count.into());
+            self.len += usize::from(run.count);
+        } else {
+            self.push_apart(run, serial, follows);
+        }
+    }
+
+    #[inline(never)]
+    fn push_apart(&mut self, run: Run, serial: u64, follows: bool) {
+        self.like = (run.cookie.wrapping_add(run.count.into()), run.writable, run.slots);
         if self.len == 0 {
             self.oldest = serial;
-        }
-        self.len += usize::from(run.count);
-        let size = u32::from(self.size);
-        let last = self.rest.back_mut().unwrap_or(&mut self.front);
-        // At most the slots of the ring.
-        let end = u32::from(last.id) + u32::from(last.count) * u32::from(last.slots);
-        let follows = last.slots == run.slots
-            && last.writable == run.writable
-            && last.cookie.wrapping_add(last.count.into()) == run.cookie
-            && (if end >= size { end - size } else { end }) == run.id.into();
-        if last.count == 0 {
-            *last = run;
-        } else if follows {
+            self.front = run;
+        } else if let Some(last) = self.rest.back_mut().filter(|_| follows) {
             last.count += run.count;
+        } else if follows {
+            self.front.count += run.count;
         } else {
             self.rest.push_back(run);
+        }
+        self.len += usize::from(run.count);
+    }
+
+    /// The first `count` buffers of the oldest run are gone; `id` is that of the next one, if any.
+    #[inline]
+    fn shorten(&mut self, count: u16, id: u16) {
+        self.len -= usize::from(count);
+        self.oldest += u64::from(count);
+        let run = &mut self.front;
+        run.count -= count;
+        run.id = id;
+        run.cookie = run.cookie.wrapping_add(count.into());
+        if run.count == 0 {
+            self.next_run();
+        }
+    }
+
+    #[inline(never)]
+    fn next_run(&mut self) {
+        if let Some(next) = self.rest.pop_front() {
+            self.front = next;
         }
     }
 }
@@ -541,7 +581,7 @@ impl AddedRuns {
 impl Added for AddedRuns {
     fn new(size: u16) -> Self {
         let (front, rest) = (Run::default(), VecDeque::new());
-        Self { front, rest, len: 0, oldest: 0, size, cursor: 0 }
+        Self { front, rest, like: (0, 0, 0), len: 0, oldest: 0, size, cursor: 0 }
     }
 
     /// Split: the cursor. Packed: the slot itself, which is unique among outstanding buffers. Both
@@ -621,22 +661,37 @@ impl Added for AddedRuns {
 
     #[inline]
     fn pop(&mut self, _id: u16, most: u16, _split: bool) -> SentRun {
-        let size = u32::from(self.size);
-        let run = &mut self.front;
+        let run = self.front;
         debug_assert!(run.count > 0, "covered() was asked first");
         let count = run.count.min(most);
-        let sent = SentRun { cookie: run.cookie, count, writable: run.writable, slots: run.slots };
-        self.len -= usize::from(count);
-        self.oldest += u64::from(count);
-        run.count -= count;
-        if run.count > 0 {
-            let at = u32::from(run.id) + u32::from(count) * u32::from(run.slots);
-            run.id = (if at >= size { at - size } else { at }) as u16;
-            run.cookie = run.cookie.wrapping_add(count.into());
-        } else if let Some(next) = self.rest.pop_front() {
-            self.front = next;
+        self.shorten(count, self.after(run.id, u32::from(count) * u32::from(run.slots)));
+        SentRun { cookie: run.cookie, count, writable: run.writable, slots: run.slots }
+    }
+
+    #[inline]
+    fn pop_singles(
+        &mut self,
+        published: u64,
+        most: usize,
+        mut is_used: impl FnMut(u64, u16, u32) -> bool,
+    ) -> SentRun {
+        let Run { cookie, writable, slots, count, mut id } = self.front;
+        let visible = published.wrapping_sub(self.oldest).min(count.into()) as usize;
+        let most = visible.min(most) as u16;
+        let mut count = 0;
+        while count < most && is_used(cookie.wrapping_add(count.into()), id, writable) {
+            count += 1;
+            id = self.after(id, slots.into());
         }
-        sent
+        if count > 0 {
+            self.shorten(count, id);
+        }
+        SentRun { cookie, count, writable, slots }
+    }
+
+    #[inline]
+    fn front_slots(&self) -> u32 {
+        self.front.slots.into()
     }
 
     fn len(&self) -> usize {
@@ -742,6 +797,21 @@ impl Added for AddedTable {
         self.free = id;
         self.count -= 1;
         SentRun { cookie, count: 1, writable, slots }
+    }
+
+    #[inline]
+    fn pop_singles(
+        &mut self,
+        _published: u64,
+        _most: usize,
+        _is_used: impl FnMut(u64, u16, u32) -> bool,
+    ) -> SentRun {
+        SentRun { cookie: 0, count: 0, writable: 0, slots: 0 }
+    }
+
+    #[inline]
+    fn front_slots(&self) -> u32 {
+        0
     }
 
     fn len(&self) -> usize {

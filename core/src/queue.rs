@@ -187,6 +187,8 @@ pub struct DriverStats {
     pub used_entries: u64,
 }
 
+// With a tag of its own, which is told apart by one load.
+#[repr(u8)]
 enum DeviceRing {
     SplitAny(SplitDevice<AnyOrder>),
     SplitInOrder(SplitDevice<InOrder>),
@@ -332,6 +334,12 @@ impl DeviceQueue {
         Ok(())
     }
 
+    /// Mark writes to the used ring in the dirty log as if it were at this address (None: where it
+    /// is).
+    pub fn set_used_log(&mut self, addr: Option<u64>) {
+        device_ring!(&mut self.ring, ring => ring.set_used_log(addr));
+    }
+
     /// Break the queue for a reason found above the ring, and tell the other side.
     pub fn break_queue(&mut self, fault: Fault) {
         device_ring!(&mut self.ring, ring => ring.set_broken(fault));
@@ -356,16 +364,23 @@ impl DeviceQueue {
         if !std::mem::take(&mut self.call_due) {
             return Ok(false);
         }
-        let result = device_ring!(&mut self.ring, ring => ring.call_wanted());
+        let result = device_ring!(&mut self.ring, ring => ring.call_wanted(true));
         self.watch(result)
     }
 
     #[inline]
     fn watch<T>(&mut self, result: Result<T, QueueError>) -> Result<T, QueueError> {
-        if matches!(result, Err(QueueError::Broken(_))) {
-            self.signal_error();
+        if let Err(error) = &result {
+            self.look_at(error);
         }
         result
+    }
+
+    #[cold]
+    fn look_at(&mut self, error: &QueueError) {
+        if matches!(error, QueueError::Broken(_)) {
+            self.signal_error();
+        }
     }
 
     /// Take up to `max` buffers into `batch`, behind those that it has; returns how many.
@@ -527,11 +542,29 @@ impl DeviceQueue {
     /// Send a used buffer notification if the driver wants one for what was published since the
     /// last time; true if sent.
     pub fn call(&mut self) -> Result<bool, QueueError> {
-        if !std::mem::take(&mut self.call_due) {
+        self.ask_for_call(true)
+    }
+
+    /// As `call`, but without a wait until the driver can see what was published: a wish of its own
+    /// that crosses it may be missed. `call` must follow before the caller waits for anything.
+    #[inline]
+    pub fn call_soon(&mut self) -> Result<bool, QueueError> {
+        self.ask_for_call(false)
+    }
+
+    #[inline]
+    fn ask_for_call(&mut self, settled: bool) -> Result<bool, QueueError> {
+        if !self.call_due {
             return Ok(false);
         }
-        let result = device_ring!(&mut self.ring, ring => ring.call_wanted());
+        // Before an error: what is broken asks no more.
+        self.call_due = false;
+        let result = device_ring!(&mut self.ring, ring => ring.call_wanted(settled));
         let wanted = self.watch(result)?;
+        if !settled && !wanted {
+            self.call_due = true;
+            return Ok(false);
+        }
         if wanted {
             if let Some(call) = &self.call {
                 call.signal();
@@ -608,6 +641,7 @@ impl DeviceQueue {
     }
 }
 
+#[repr(u8)]
 enum DriverRing {
     SplitAny(SplitDriver<AnyOrder>),
     SplitInOrder(SplitDriver<InOrder>),
@@ -781,11 +815,23 @@ impl DriverQueue {
     /// Publish, and notify the device if it wants it for what was published since the last time;
     /// true if sent.
     pub fn kick(&mut self) -> Result<bool, QueueError> {
+        self.publish_and_ask(true)
+    }
+
+    /// As `kick`, but without a wait until the device can see what was published: a wish of its own
+    /// that crosses it may be missed. `kick` must follow before the caller waits for anything.
+    #[inline]
+    pub fn kick_soon(&mut self) -> Result<bool, QueueError> {
+        self.publish_and_ask(false)
+    }
+
+    #[inline]
+    fn publish_and_ask(&mut self, settled: bool) -> Result<bool, QueueError> {
         if let Some(fault) = self.broken() {
             return Err(QueueError::Broken(fault.clone()));
         }
         let published = self.publish() > 0;
-        let wanted = driver_ring!(&mut self.ring, ring => ring.kick_wanted())?;
+        let wanted = driver_ring!(&mut self.ring, ring => ring.kick_wanted(settled))?;
         if wanted {
             if let Some(kick) = &self.kick {
                 kick.signal();

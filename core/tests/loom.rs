@@ -52,7 +52,7 @@ fn publish_and_kick(mut driver: impl DriverHalf, mut device: impl DeviceHalf + S
     device.disable_kicks();
     driver.add(&PIECE, &[], 0).unwrap();
     driver.publish();
-    driver.kick_wanted().unwrap();
+    driver.kick_wanted(true).unwrap();
     assert_eq!(device.take(2, &mut batch).unwrap(), 1);
     let taker = thread::spawn(move || {
         let taken = device.take(2, &mut batch).unwrap();
@@ -62,7 +62,7 @@ fn publish_and_kick(mut driver: impl DriverHalf, mut device: impl DeviceHalf + S
     });
     driver.add(&PIECE, &[], 1).unwrap();
     driver.publish();
-    let kicked = driver.kick_wanted().unwrap();
+    let kicked = driver.kick_wanted(true).unwrap();
     let (taken, waits, mut device, mut batch) = taker.join().unwrap();
     assert!(kicked || !waits, "the device waits for a kick that was not sent");
     assert_eq!(device.take(2, &mut batch).unwrap(), 1 - taken);
@@ -80,13 +80,13 @@ fn use_and_call(mut driver: impl DriverHalf, mut device: impl DeviceHalf + Send 
     assert_eq!(device.take(2, &mut batch).unwrap(), 2);
     device.complete(batch.buffers[0].token, 10).unwrap();
     device.flush().unwrap();
-    device.call_wanted().unwrap();
+    device.call_wanted(true).unwrap();
     let mut reaped = Vec::new();
     assert_eq!(driver.reap(2, &mut reaped).unwrap(), 1);
     let user = thread::spawn(move || {
         device.complete(batch.buffers[1].token, 11).unwrap();
         device.flush().unwrap();
-        device.call_wanted().unwrap()
+        device.call_wanted(true).unwrap()
     });
     let got = driver.reap(2, &mut reaped).unwrap();
     let waits = got == 0 && !driver.enable_calls();

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from tests.check.reference import RAM_BYTES, Packed, Reference, Served, Split
 from virtq._core import Position
@@ -20,13 +20,16 @@ from virtq.model.memory import Position as ModelPosition
 from virtq.model.notify import PackedEvent
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.status import Status
+from virtq.transports.base import DriverTransport
 from virtq.wire.blk import BlkFeature
 
-CATCHES: dict[type[Reference], tuple[str, ...]] = {}
-REFERENCES: dict[str, tuple[type[Reference], ...]] = {}
+T = TypeVar("T", bound=DriverTransport)
+
+CATCHES: dict[type[DriverTransport], tuple[str, ...]] = {}
+REFERENCES: dict[str, tuple[type[DriverTransport], ...]] = {}
 """The devices that are right, by area of cases: every case has to pass on one of them, and to fail
 on none. Areas that are not here have the reference alone."""
-BUSES: dict[type[Reference], str] = {}
+BUSES: dict[type[DriverTransport], str] = {}
 """References that stand behind a bus: "pci" or "mmio"."""
 
 
@@ -37,8 +40,8 @@ class SplitOnly(Reference):
 REFERENCES["features"] = (Reference, SplitOnly)
 
 
-def catches(*cases: str) -> Callable[[type[Reference]], type[Reference]]:
-    def register(mutant: type[Reference]) -> type[Reference]:
+def catches(*cases: str) -> Callable[[type[T]], type[T]]:
+    def register(mutant: type[T]) -> type[T]:
         CATCHES[mutant] = cases
         return mutant
 

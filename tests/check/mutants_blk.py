@@ -307,21 +307,21 @@ class ShortConfiguration(Reference):
 
 @catches("blk_config.the_fields_of_each_feature")
 class GeometryAppearsLater(Reference):
-    def settings(self) -> BlkConfig:
-        settings = super().settings()
+    def blk_config(self) -> BlkConfig:
+        settings = super().blk_config()
         return settings if self.features else dataclasses.replace(settings, geometry=Geometry())
 
 
 @catches("blk_config.padding_after_write_zeroes")
 class NoisyPaddingBehindMayUnmap(Reference):
-    def settings(self) -> BlkConfig:
-        return dataclasses.replace(super().settings(), unused1=b"\0\0\1")
+    def blk_config(self) -> BlkConfig:
+        return dataclasses.replace(super().blk_config(), unused1=b"\0\0\1")
 
 
 @catches("blk_config.the_whole_capacity")
 class LessThanItSays(Reference):
-    def settings(self) -> BlkConfig:
-        return dataclasses.replace(super().settings(), capacity=self.sectors + 1)
+    def blk_config(self) -> BlkConfig:
+        return dataclasses.replace(super().blk_config(), capacity=self.sectors + 1)
 
 
 @catches("blk_config.as_many_segments_as_it_says")
@@ -389,7 +389,7 @@ class CachesWithoutFlush(Volatile):
 
 @catches("blk_config.a_capacity_that_changes", "blk_config.may_unmap_that_changes")
 class ChangesSilently(Restless):
-    def announce(self) -> None:
+    def tell_of_change(self) -> None:
         """Nobody is told."""
 
 
@@ -397,9 +397,9 @@ class ChangesSilently(Restless):
 class SaysThatItGrew(Restless):
     """It announces another capacity than it has."""
 
-    def settings(self) -> BlkConfig:
+    def blk_config(self) -> BlkConfig:
         grew = self.sectors != Reference.sectors
-        return dataclasses.replace(super().settings(), capacity=self.sectors + 8 * grew)
+        return dataclasses.replace(super().blk_config(), capacity=self.sectors + 8 * grew)
 
 
 @catches("blk_config.may_unmap_that_changes")

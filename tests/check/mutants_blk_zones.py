@@ -51,8 +51,8 @@ class ManagesAlone(HostManaged):
 
 @catches("blk_zones.without_zoned_there_are_no_zones")
 class ShowsZonesToAll(HostAware):
-    def settings(self) -> BlkConfig:
-        return dataclasses.replace(super().settings(), zoned=self.characteristics())
+    def blk_config(self) -> BlkConfig:
+        return dataclasses.replace(super().blk_config(), zoned=self.characteristics())
 
 
 @catches("blk_zones.without_zoned_there_are_no_zones")
@@ -485,9 +485,9 @@ class AnotherPatternEachTime(HostManaged):
 
 @catches("blk_zone_writes.erases_are_of_whole_zones")
 class ErasesHalfZones(ErasingZones):
-    def settings(self) -> BlkConfig:
+    def blk_config(self) -> BlkConfig:
         half = self.zone_sectors // 2
-        return dataclasses.replace(super().settings(), secure_erase_sector_alignment=half)
+        return dataclasses.replace(super().blk_config(), secure_erase_sector_alignment=half)
 
 
 @catches("blk_zone_writes.an_erase_resets")

@@ -45,7 +45,7 @@ class SpillsOver(NetReference):
         return True
 
 
-@catches("net_receive.spread_over_buffers")
+@catches("net_receive.spread_over_buffers", "net_receive.a_burst_of_all_sizes")
 class CountsOneBuffer(NetReference):
     def num_buffers(self, count: int) -> int:
         return 1
@@ -57,7 +57,7 @@ class CountsOneTooMany(NetReference):
         return count + 1 if count > 1 else 1
 
 
-@catches("net_receive.full_but_the_last")
+@catches("net_receive.full_but_the_last", "net_receive.a_burst_of_all_sizes")
 class LeavesRoom(NetReference):
     def room(self, buffer: Taken) -> int:
         return buffer.writable - 4 if self.has(N.MRG_RXBUF) else buffer.writable
@@ -77,7 +77,7 @@ class HeaderInEach(NetReference):
         served.half.flush()
 
 
-@catches("net_receive.all_used_together")
+@catches("net_receive.all_used_together", "net_receive.a_burst_of_all_sizes")
 class OneByOne(NetReference):
     def fill(self, served: Served, buffers: Sequence[Taken], data: bytes) -> None:
         for buffer in buffers:

@@ -59,7 +59,7 @@ class ChangesMeanwhile(Suspendable):
     def resume(self) -> None:
         self.sectors = Reference.sectors // 2
         super().resume()
-        self.announce()
+        self.tell_of_change()
 
 
 REFERENCES["suspend"] = (Suspendable, ChangesMeanwhile)
@@ -168,10 +168,10 @@ class TakesConfigurationWrites(Suspendable):
 
 @catches("suspend.the_configuration_stays")
 class ChangesWhileSuspended(Suspendable):
-    def settings(self) -> BlkConfig:
+    def blk_config(self) -> BlkConfig:
         if self.is_suspended:
             self.sectors = Reference.sectors - int(time.monotonic() * 1000) % 32
-        return super().settings()
+        return super().blk_config()
 
 
 @catches("suspend.a_change_while_suspended_is_told_later")
@@ -190,5 +190,5 @@ class AnnouncesAtOnce(ChangesMeanwhile):
 
 @catches("suspend.a_change_while_suspended_is_told_later")
 class AnnouncesNever(ChangesMeanwhile):
-    def announce(self) -> None:
+    def tell_of_change(self) -> None:
         """Nobody is told."""

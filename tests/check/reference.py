@@ -93,9 +93,9 @@ class Reference:
 
     @property
     def config(self) -> bytes:
-        return pack(self.settings())
+        return pack(self.blk_config())
 
-    def settings(self) -> BlkConfig:
+    def blk_config(self) -> BlkConfig:
         return BlkConfig(
             capacity=self.sectors,
             size_max=4096,
@@ -131,7 +131,7 @@ class Reference:
     def on_config_change(self, callback: Callable[[], None] | None) -> None:
         self.config_changed = callback
 
-    def announce(self) -> None:
+    def tell_of_change(self) -> None:
         """Send a configuration change notification."""
         if self.config_changed is not None and self.status & Status.DRIVER_OK:
             self.config_changed()
@@ -234,7 +234,7 @@ class Reference:
         """A queue is broken: nothing but a reset helps."""
         served.broken = True
         self.status = self.status | Status.DEVICE_NEEDS_RESET
-        self.announce()
+        self.tell_of_change()
 
     def serve(self, served: Served) -> None:
         half = served.half

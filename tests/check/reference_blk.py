@@ -64,8 +64,8 @@ class Erasing(Reference):
     offered = Reference.offered | int(BlkFeature.SECURE_ERASE | BlkFeature.LIFETIME)
     lifetime = (1, 2, 0)
 
-    def settings(self) -> BlkConfig:
-        settings = super().settings()
+    def blk_config(self) -> BlkConfig:
+        settings = super().blk_config()
         settings.max_secure_erase_sectors = 16
         settings.max_secure_erase_seg = 2
         settings.secure_erase_sector_alignment = 4
@@ -97,11 +97,11 @@ class Restless(Reference):
         self.served += len(taken)
         if self.served >= 3 and self.sectors == Reference.sectors:
             self.sectors = Reference.sectors // 2
-            self.announce()
+            self.tell_of_change()
         super().use(half, taken)
 
-    def settings(self) -> BlkConfig:
-        settings = super().settings()
+    def blk_config(self) -> BlkConfig:
+        settings = super().blk_config()
         settings.write_zeroes_may_unmap = int(self.sectors != Reference.sectors)
         return settings
 
@@ -158,8 +158,8 @@ class HostManaged(Reference):
         refused = self.model == Model.HOST_MANAGED and not features & BlkFeature.ZONED
         return super().accepts(features) and not refused
 
-    def settings(self) -> BlkConfig:
-        settings = super().settings()
+    def blk_config(self) -> BlkConfig:
+        settings = super().blk_config()
         if not self.features or self.features & BlkFeature.ZONED:
             settings.zoned = self.characteristics()
         return settings
@@ -361,8 +361,8 @@ class RefusingWhenFull(HostManaged):
 class ErasingZones(HostManaged):
     offered = HostManaged.offered | int(BlkFeature.SECURE_ERASE)
 
-    def settings(self) -> BlkConfig:
-        settings = super().settings()
+    def blk_config(self) -> BlkConfig:
+        settings = super().blk_config()
         settings.max_secure_erase_sectors = self.zone_sectors
         settings.max_secure_erase_seg = 1
         settings.secure_erase_sector_alignment = self.zone_sectors

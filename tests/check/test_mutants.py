@@ -10,9 +10,11 @@ import pytest
 
 from tests.check.mutants import BUSES, CATCHES, REFERENCES
 from tests.check.reference import Reference
+from tests.check.reference_vhost_user import BackEnd
 from virtq.check.case import CASES, Verdict
 from virtq.check.results import BAD
 from virtq.check.run import Result, Subject, run
+from virtq.transports.base import DriverTransport
 
 PATIENCE_S, PATIENCE_WITH_A_MUTANT_S = 10.0, 0.25
 
@@ -24,11 +26,19 @@ DEVICE_CASES = {name: case for name, case in CASES.items() if case.party == "dev
 
 
 def judge(
-    device: type[Reference], names: tuple[str, ...], patience_s: float = PATIENCE_S
+    device: type[DriverTransport] | type[BackEnd],
+    names: tuple[str, ...],
+    patience_s: float = PATIENCE_S,
 ) -> Iterator[Result]:
+    if issubclass(device, BackEnd):
+        with device() as back_end:
+            yield from run(
+                back_end.subject(), [CASES[name] for name in names], patience_s=patience_s
+            )
+        return
     bus = next((bus for parent, bus in BUSES.items() if issubclass(device, parent)), None)
     subject = Subject.find("reference:", device, None, bus)
-    return run(subject, [CASES[name] for name in names], patience_s=patience_s)
+    yield from run(subject, [CASES[name] for name in names], patience_s=patience_s)
 
 
 def test_every_case_has_a_mutant() -> None:
@@ -51,7 +61,7 @@ def test_the_reference_passes(area: str) -> None:
 
 
 @pytest.mark.parametrize("mutant", CATCHES, ids=lambda mutant: mutant.__name__)
-def test_a_mutant_is_caught(mutant: type[Reference]) -> None:
+def test_a_mutant_is_caught(mutant: type[DriverTransport]) -> None:
     for name in CATCHES[mutant]:
         results = judge(mutant, (name,), PATIENCE_WITH_A_MUTANT_S)
         assert any(result.verdict in BAD for result in results), f"{name} does not notice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from virtq.check import device
 from virtq.check.case import CASES
 from virtq.check.catalogue import requirements
+from virtq.check.driver import cases as driver_cases
 from virtq.check.unseen import UNSEEN
 
 AREAS = (
@@ -22,6 +23,7 @@ AREAS = (
 )
 AREAS_OF_DISKS = ("blk",)
 assert device.__all__
+assert driver_cases.__all__
 
 
 def test_everything_of_the_core_and_of_disks_has_a_case_or_a_reason() -> None:

@@ -9,7 +9,7 @@ from virtq.features import RingKind
 
 from .peers.availability import require
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 
 @pytest.mark.parametrize("direction", net.DIRECTIONS)

@@ -24,7 +24,7 @@ from .packets import made_up, swapped
 from .peers.availability import require
 from .peers.testpmd import ForwardStats, Testpmd, TestpmdConfig, VhostPort
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 DEVICE_CPU: Final = 0
 DRIVER_CPU: Final = 1

@@ -29,7 +29,7 @@ from .peers.process import Process
 from .peers.testpmd import ForwardStats, Testpmd, TestpmdConfig, VirtioUserPort
 from .serving import Report, Serving
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 MAC: Final = bytes.fromhex("525400000007")
 DEVICE_CPU: Final = 0

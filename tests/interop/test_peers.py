@@ -15,7 +15,7 @@ from .peers.process import PeerError
 from .peers.qsd import BlockExport, StorageDaemon
 from .peers.testpmd import Testpmd, TestpmdConfig, TestpmdError, VhostPort, VirtioUserPort
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 MIB = 1 << 20
 VIRTIO_F_VERSION_1 = 32

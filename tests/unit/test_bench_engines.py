@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from virtq.bench import net, rings
-from virtq.bench.measure import BenchError
+from virtq.bench.best import best_in_order
+from virtq.bench.measure import BenchError, Comparison, Summary, Window
 from virtq.features import RingKind
 
 
@@ -47,6 +48,34 @@ def test_net_cases_say_what_they_compare() -> None:
         net.cases(lengths=(9001,))
     with pytest.raises(BenchError, match="mergeable"):
         net.cases(lengths=(9000,), options=net.OPTION_SETS[:1])
+
+
+def _compared(ring: str, rates: dict[str, tuple[int, int]], frame_bytes: int = 64) -> Comparison:
+    """Two windows of a second for each contender."""
+    rows = [Summary.of(name, [Window(rate, 1.0) for rate in of]) for name, of in rates.items()]
+    parameters = {"direction": "send", "ring": ring, "bytes": frame_bytes}
+    return Comparison(ring, "frames", "", parameters, 2, 2, 1.0, tuple(rows))
+
+
+def test_the_best_in_order_ring_is_held_against_the_best_of_dpdk() -> None:
+    split = _compared("split, in order", {net.OURS: (200, 240), net.DPDK: (90, 130)})
+    packed = _compared("packed, in order", {net.OURS: (170, 250), net.DPDK: (100, 110)})
+    any_order = _compared("packed, any order", {net.OURS: (900, 900), net.DPDK: (50, 60)})
+    large = _compared("split, in order", {net.OURS: (9, 9), net.DPDK: (9, 9)}, 1500)
+    (best,) = best_in_order([split, packed, any_order, large])
+    ours = f"{net.OURS}: split, in order"
+    targets = {(one.of, one.to): one.met for one in best.ratios if one.target is not None}
+    # The highest median and the highest best of DPDK are here both those of one ring.
+    assert targets == {(ours, f"{net.DPDK}: split, in order"): False}
+    faster = _compared("split, in order", {net.OURS: (220, 260), net.DPDK: (90, 110)})
+    steady = _compared("packed, in order", {net.DPDK: (105, 106)})
+    (best,) = best_in_order([faster, steady])
+    targets = {(one.of, one.to): one.met for one in best.ratios if one.target is not None}
+    assert targets == {
+        (ours, f"{net.DPDK}: packed, in order"): True,
+        (ours, f"{net.DPDK}: split, in order"): True,
+    }
+    assert best_in_order([_compared("split, in order", {net.OURS: (1, 1)})]) == []
 
 
 @pytest.mark.parametrize("direction", net.DIRECTIONS)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
-from virtq.check.catalogue import requirements
+from virtq.check.catalogue import known
 from virtq.features import F, RingKind
 
 T = TypeVar("T")
@@ -93,6 +93,10 @@ class Case:
     alone: bool = False
     hostile: bool = False
 
+    def concerns(self, device_id: int | None, bus: str | None) -> bool:
+        """Whether it is about such a device, or about every device."""
+        return self.device_id in (None, device_id) and self.bus in (None, bus)
+
     @property
     def area(self) -> str:
         return self.name.rpartition(".")[0]
@@ -116,11 +120,11 @@ def case(
     hostile: bool = False,
 ) -> Callable[[Callable[[T], None]], Callable[[T], None]]:
     """Registers a function as a case. `ids`: the requirements that it checks. `device_id`, `bus`
-    ("pci" or "mmio"): what it is about, if not every device. `packed`, `in_order`: the kinds of
-    ring, None for both; with `rings=False` it runs once. `party`: who is judged; for drivers see
-    `Case`. Raises KeyError for an unknown id."""
+    ("pci", "mmio" or "vhost-user"): what it is about, if not every device. `packed`, `in_order`:
+    the kinds of ring, None for both; with `rings=False` it runs once. `party`: who is judged; for
+    drivers see `Case`. Raises KeyError for an unknown id."""
     for id in ids:
-        requirements()[id]
+        known()[id]
 
     def register(function: Callable[[T], None]) -> Callable[[T], None]:
         area = function.__module__.rpartition(".")[2]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Requirement:
 @cache
 def requirements() -> Mapping[str, Requirement]:
     """All of them by id."""
-    data = tomllib.loads(files(__package__).joinpath("requirements.toml").read_text())
+    data = _load("requirements.toml")
     words = {"observable": "yes", "partly": "partly", "no": "no"}
     entries = [*data["requirement"], *data["descriptive"]]
     return {
@@ -46,3 +47,25 @@ def requirements() -> Mapping[str, Requirement]:
         )
         for entry in entries
     }
+
+
+@cache
+def statements() -> Mapping[str, Requirement]:
+    """What the vhost-user protocol asks of a back-end, by id; no part of VIRTIO, and counted apart
+    (`vhost-user.toml`)."""
+    return {
+        entry["id"]: Requirement(
+            entry["id"], entry["section"], entry["level"], "device", "yes", entry["text"]
+        )
+        for entry in _load("vhost-user.toml")["statement"]
+    }
+
+
+@cache
+def known() -> Mapping[str, Requirement]:
+    """All that a case can check, by id."""
+    return {**requirements(), **statements()}
+
+
+def _load(name: str) -> dict[str, Any]:
+    return tomllib.loads(files(__package__).joinpath(name).read_text())

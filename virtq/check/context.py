@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from virtq.check.case import Broken, Hung, NotObservable
+from virtq.check.front import USUAL, Front
 from virtq.check.keep import Gone, Keeper
 from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
@@ -14,6 +17,7 @@ from virtq.check.work import WORK, Work
 from virtq.errors import VirtqError
 from virtq.features import F, RingKind, closed
 from virtq.transports.base import DriverTransport, Renewable
+from virtq.transports.vhost_user.messages import NO_FEATURE, P
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Context:
         moment_s: float,
         seed: int = 0,
         far_end: Finder = by_itself,
+        dial: Callable[[], socket.socket] | None = None,
     ) -> None:
         self._keeper = keeper
         self._well = False
         self._find_far_end = far_end
-        self._device_id = device_id
+        self._dial = dial
+        self.device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
         self.kind = kind
@@ -81,12 +87,27 @@ class Context:
         self._sessions.callback(end.close)
         return end
 
+    def front(self, need: P = NO_FEATURE, take: P = USUAL) -> Front:
+        """A vhost-user connection with `need` of the protocol features, and of `take` what is
+        offered. What was open before is closed. Raises NotObservable if `need` is not offered."""
+        self._sessions.close()
+        assert self._dial is not None
+        front = Front.begin(self._dial, need, take, self._patience_s, self._moment_s)
+        self._sessions.callback(front.close)
+        return front
+
+    def front_session(self, front: Front) -> Session:
+        """What drives a device over such a connection; it is closed with it."""
+        self.last = Session(front, patience_s=self._patience_s, moment_s=self._moment_s)
+        self._sessions.callback(self.last.close)
+        return self.last
+
     @property
     def work(self) -> Work:
         """Raises NotObservable for a device type whose requests are not known."""
-        if self._device_id not in WORK:
-            raise NotObservable(f"no requests are known for device type {self._device_id}")
-        return WORK[self._device_id]()
+        if self.device_id not in WORK:
+            raise NotObservable(f"no requests are known for device type {self.device_id}")
+        return WORK[self.device_id]()
 
     def features(self, session: Session, add: int = 0, without: int = 0) -> int:
         """What to negotiate for the kind of ring: VERSION_1, the work's own features, `add`, but

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TypeVar
 
 from virtq.check.driver.start import Ending, RunningCommand
 from virtq.errors import PeerGone, TransportError, VirtqError
@@ -17,6 +17,8 @@ START_S = 30.0
 _LAST_BREATH_S = 1.0
 """A connection may be closed before its process has ended."""
 _POLL_S = 0.01
+
+T = TypeVar("T")
 
 
 class Gone(Exception):
@@ -58,13 +60,17 @@ class Started:
 
     def open(self) -> DriverTransport:
         """Raises PeerGone if it ends before it can be opened, TransportError if it never can."""
+        return self.reach(self._open)
+
+    def reach(self, open: Callable[[], T]) -> T:
+        """The same, for another way to open it."""
         if self._running is None or self._running.ended():
             self.close()
             self._running = self._start()
         deadline = time.monotonic() + START_S
         while True:
             try:
-                return self._open()
+                return open()
             except TransportError:
                 if ending := self._running.ended():
                     raise PeerGone(f"the device is gone: {ending.text}") from None

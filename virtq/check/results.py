@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import jinja2
 
 from virtq.check.case import CASES, Verdict
-from virtq.check.catalogue import Requirement, requirements
+from virtq.check.catalogue import Requirement, known, requirements, statements
+from virtq.check.register_log import RULES
 from virtq.check.run import Result
 
 SCHEMA = 1
@@ -34,13 +35,20 @@ def is_broken(results: Sequence[Result]) -> bool:
 def coverage() -> dict[str, tuple[int, int]]:
     """For each area of the catalogue: the requirements of them that a case checks, and those that
     can be observed."""
-    checked = {id for case in CASES.values() for id in case.requirements}
+    cases = (*CASES.values(), *RULES.values())
+    checked = {id for case in cases for id in case.requirements}
     areas: dict[str, tuple[int, int]] = {}
     for requirement in requirements().values():
         if requirement.observable != "no":
             have, of = areas.get(requirement.area, (0, 0))
             areas[requirement.area] = have + (requirement.id in checked), of + 1
     return dict(sorted(areas.items()))
+
+
+def protocol_coverage() -> tuple[int, int]:
+    """Of what the vhost-user protocol asks of a back-end: how much a case checks, and all of it."""
+    checked = {id for case in CASES.values() for id in case.requirements}
+    return len(checked & statements().keys()), len(statements())
 
 
 def as_json(uri: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def as_html(uri: str, results: Sequence[Result]) -> str:
         counts=counts(results),
         verdicts=list(Verdict),
         sections=_sections(results),
-        requirement=requirements(),
+        requirement=known(),
         what=_what,
     )
 
@@ -163,10 +171,10 @@ def _sections(results: Sequence[Result]) -> Mapping[str, list[tuple[Requirement,
     found: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         for id in result.case.requirements:
-            section = requirements()[id].section
+            section = known()[id].section
             found.setdefault(section, {}).setdefault(id, []).append(result)
     return {
-        section: [(requirements()[id], of) for id, of in sorted(entries.items())]
+        section: [(known()[id], of) for id, of in sorted(entries.items())]
         for section, entries in sorted(found.items())
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,12 +57,19 @@ class Subject:
     offered: int
     bus: str | None
     far_end: Finder = by_itself
+    dial: Callable[[], socket.socket] | None = None
+    """A vhost-user connection on which nothing was said yet."""
     started: Started | None = None
     """What starts it, if the judge does and not its transport."""
 
     @classmethod
     def find(
-        cls, uri: str, open: Callable[[], DriverTransport], device_id: int | None, bus: str | None
+        cls,
+        uri: str,
+        open: Callable[[], DriverTransport],
+        device_id: int | None,
+        bus: str | None,
+        dial: Callable[[], socket.socket] | None = None,
     ) -> Subject:
         """Ask the device what it is. Raises TransportError if there is none."""
         transport = open()
@@ -71,7 +79,7 @@ class Subject:
             known = transport.device_id if device_id is None else device_id
         finally:
             transport.close()
-        return cls(uri, open, known, offered, bus)
+        return cls(uri, open, known, offered, bus, dial=dial)
 
 
 def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case]:
@@ -103,9 +111,12 @@ def run(
     patience_s: float = PATIENCE_S,
     moment_s: float = MOMENT_S,
 ) -> Iterator[Result]:
-    """Run the cases, each in each of its kinds of ring; one result at a time. Always ends."""
+    """Run the cases that are about the subject, each in each of its kinds of ring; one result at a
+    time. Always ends."""
     with contextlib.closing(Keeper(subject.started or Lasting(subject.open))) as keeper:
         for case in cases:
+            if not case.concerns(subject.device_id, subject.bus):
+                continue
             for kind in case.kinds or (None,):
                 if reason := _not_for(subject, case, kind):
                     yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
@@ -115,10 +126,6 @@ def run(
 
 def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
     """Why the case does not apply; empty if it does."""
-    if case.device_id is not None and case.device_id != subject.device_id:
-        return "another device type"
-    if case.bus is not None and case.bus != subject.bus:
-        return "another bus"
     needed = case.needs | (kind.features if kind else F(0))
     if lacking := needed & ~subject.offered:
         return f"not offered: {describe(int(lacking), subject.device_id)}"
@@ -142,6 +149,7 @@ def _run_one(
         moment_s=moment_s,
         seed=seed,
         far_end=subject.far_end,
+        dial=subject.dial,
     )
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}

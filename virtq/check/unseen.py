@@ -13,8 +13,6 @@ UNSEEN: Mapping[str, str] = {
     ),
     "vq.order-free-by-default": _PERMISSION,
     "packed.list.dev.limit": _PERMISSION,
-    "packed.used.addr-unused": "the field means nothing: it may hold anything",
-    "packed.list.next-reserved-in-used": "the flag means nothing: it may be set or not",
     "packed.multibuf.dev.first-marked-last": (
         "a block, entropy or console request is one buffer; network devices have cases of their own"
     ),

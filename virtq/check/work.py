@@ -6,7 +6,7 @@ import struct
 from typing import Protocol
 
 from virtq.check.session import UNTOUCHED, Job, Session
-from virtq.wire import blk, net
+from virtq.wire import blk, gpio, i2c, input, net, vsock
 
 ENTROPY_ID, CONSOLE_ID = 4, 3
 _FRAME_BYTES = 60
@@ -110,10 +110,81 @@ class ConsoleWork:
         return Job(f"line {seed}\n".encode(), 0, _nothing)
 
 
+class VsockWork:
+    """Resets of connections that there are none of, which need no answer (5.10.6.5)."""
+
+    queue, features = vsock.TRANSMIT, 0
+    _cid = 3
+
+    def prepare(self, session: Session) -> None:
+        """The queues that the device fills, which stay empty."""
+        config = session.transport.read_config(0, 8) if session.transport.config_size >= 8 else b""
+        self._cid = int.from_bytes(config, "little") or self._cid
+        session.ring(vsock.RECEIVE)
+        session.ring(vsock.EVENT)
+
+    def job(self, seed: int) -> Job:
+        ports = 0x1000_0000 + seed % 0x1000, 0x2000_0000 + seed
+        header = vsock.Header(self._cid, vsock.HOST_CID, *ports, op=vsock.Op.RST)
+        return Job(header.pack(), 0, _nothing)
+
+
+class InputWork:
+    """Lights, on and off (5.8.6.2)."""
+
+    queue, features = 1, 0
+    _EV_LED = 0x11
+
+    def prepare(self, session: Session) -> None:
+        """The event queue, which stays empty."""
+        session.ring(0)
+
+    def job(self, seed: int) -> Job:
+        return Job(input.Event(self._EV_LED, seed // 2 % 3, seed % 2).pack(), 0, _nothing)
+
+
+class I2cWork:
+    """Bytes written to targets, which need not be there: then the status is ERR (5.16.6)."""
+
+    queue, features = 0, int(i2c.I2cFeature.ZERO_LENGTH_REQUEST)
+
+    def prepare(self, session: Session) -> None:
+        """The one queue stands alone."""
+
+    def job(self, seed: int) -> Job:
+        address = i2c.encode_address(0x08 + seed % 0x10)
+        return Job(i2c.Header(address, 0).pack() + bytes([seed % 256]), 1, _ends_in_01, full=True)
+
+
+class GpioWork:
+    """Questions for the direction of line 0 (5.18.6)."""
+
+    queue, features = 0, 0
+
+    def prepare(self, session: Session) -> None:
+        """The event queue is there with IRQ only, which is not negotiated."""
+
+    def job(self, seed: int) -> Job:
+        request = gpio.Request(gpio.Message.GET_DIRECTION)
+        return Job(request.pack(), gpio.RESPONSE_BYTES, _begins_with_01, full=True)
+
+
+def _ends_in_01(reply: bytes, written: int) -> str | None:
+    return None if reply[-1] in (0, 1) else f"status {reply[-1]:#x}"
+
+
+def _begins_with_01(reply: bytes, written: int) -> str | None:
+    return None if reply[0] in (0, 1) else f"status {reply[0]:#x}"
+
+
 WORK: dict[int, type[Work]] = {
     blk.DEVICE_ID: BlkWork,
     net.DEVICE_ID: NetWork,
     ENTROPY_ID: EntropyWork,
     CONSOLE_ID: ConsoleWork,
+    vsock.DEVICE_ID: VsockWork,
+    input.DEVICE_ID: InputWork,
+    i2c.DEVICE_ID: I2cWork,
+    gpio.DEVICE_ID: GpioWork,
 }
 """By device id."""

@@ -186,6 +186,7 @@ def net(
       virtq bench net --against dpdk --quick
       virtq bench net --against dpdk --size 64,1500 --direction send --report net.html
     """
+    from virtq.bench.best import best_in_order
     from virtq.bench.net import OPTION_SETS, cases
 
     with beginning():
@@ -198,7 +199,7 @@ def net(
             pin=terms.pin,
             quick=terms.quick,
         )
-    return measure("net", made, terms, peers=peers)
+    return measure("net", made, terms, peers=peers, conclude=best_in_order)
 
 
 @bench.command(short_help="Block devices: requests, latency, processor time.")

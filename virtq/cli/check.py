@@ -7,14 +7,18 @@ import logging
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 import click
+from rich.console import Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from virtq.check import results as out
 from virtq.check.case import Case, Party, Verdict
@@ -23,18 +27,24 @@ from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
 from virtq.check.keep import Started
+from virtq.check.net.far_end import reached
+from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.check.unseen import UNSEEN
+from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
-from virtq.cli.output import json_option, print_json, show, table
+from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
 from virtq.transports.base import DriverTransport
+from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
 assert driver_cases.__all__
+
+DIAL_TIMEOUT_S = 5.0
 
 
 @click.command(short_help="Judge a device or a driver, requirement by requirement.")
@@ -67,6 +77,11 @@ assert driver_cases.__all__
 )
 @click.option("--list", "as_list", is_flag=True, help="Show the cases and what they check.")
 @click.option("--coverage", is_flag=True, help="Show how much of the catalogue has a case.")
+@click.option(
+    "--port",
+    metavar="PLACE",
+    help="Where the other end of a network device's wire is: unix:PATH or packet:INTERFACE.",
+)
 @click.option("--type", "device_type", type=DEVICE_TYPE, help="The device type, if it is not told.")
 @click.option(
     "--seed", metavar="N", type=int, default=0, show_default=True, help="For what varies."
@@ -102,6 +117,7 @@ def check(
     only: Sequence[str],
     as_list: bool,
     coverage: bool,
+    port: str | None,
     device_type: int | None,
     seed: int,
     repeat: int,
@@ -119,6 +135,14 @@ def check(
     to keep the device busy; with --start it is started and ended many times, otherwise it may be
     started, reset or connected again by whoever has it.
 
+    With registers:FILE a driver is judged by what it did to a device's registers: FILE has a JSON
+    object for each access (docs/howto/registers.md), or is a trace of QEMU's.
+
+    Frames are sent to a network device, and those that it transmits are looked at. QEMU's own and
+    one on a hub in this process are reached by themselves; for others, --port names the other end
+    of the wire: unix:PATH, a stream socket that listens, with the framing of QEMU's netdev stream,
+    or packet:NAME, a network interface of this host, such as the tap that a back-end has.
+
     \b
     Examples:
       virtq check vhost-user:/run/disk.sock
@@ -126,6 +150,8 @@ def check(
       virtq check qtest:virtio-rng-pci --only in_order --only 'packed.*' --repeat 20
       virtq check vhost-user:/run/d.sock --start 'my-back-end --socket {socket}'
       virtq check --driver vhost-user:/run/d.sock --type blk --start 'my-driver {socket}'
+      virtq check registers:accesses.jsonl
+      virtq check vhost-user:/run/net.sock --port packet:tap0
       virtq check --list
       virtq check --coverage
 
@@ -133,10 +159,12 @@ def check(
     crashed), 2 if it could not be judged.
     """
     party: Party | None = "driver" if is_driver else None if as_list else "device"
+    if uri is not None and uri.startswith(SCHEME):
+        ctx.exit(check_registers(uri, only, junit, sarif, report, as_json))
     with beginning():
         cases = chosen(only, party)
     if as_list:
-        _list(cases, as_json)
+        _list([*cases, *(() if only else RULES.values())], as_json)
         return
     if coverage:
         _coverage(as_json)
@@ -147,7 +175,6 @@ def check(
         for file in filter(None, (junit, sarif, report)):
             out.write(file, "")  # that it cannot be written should be known before, not after
     done: list[Result] = []
-    total = sum(len(case.kinds) or 1 for case in cases) * repeat
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ends_what_it_started())
@@ -156,13 +183,22 @@ def check(
                 judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
                 turns = (judge.run(cases, seed=seed + turn) for turn in range(repeat))
                 device_id: int | None = judge.device_id
+                bus = None
             else:
-                subject = _subject(uri, device_type, start, stack)
-                device_id = subject.device_id
+                where, far_end = stack.enter_context(reached(uri, port))
+                subject = replace(
+                    _subject(where, device_type, start, stack), uri=uri, far_end=far_end
+                )
+                device_id, bus = subject.device_id, subject.bus
                 turns = (
                     run(subject, cases, seed=seed + turn, patience_s=patience_s)
                     for turn in range(repeat)
                 )
+        about = [case for case in cases if case.concerns(device_id, bus)]
+        if not about:
+            name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
+            raise Unusable(f"{uri}: none of these cases is about it ({name})")
+        total = sum(len(case.kinds) or 1 for case in about) * repeat
         stack.enter_context(_quiet())
         progress = stack.enter_context(Progress(*columns, transient=True, disable=as_json))
         task = progress.add_task("", total=total)
@@ -180,7 +216,7 @@ def check(
     if as_json:
         print_json(out.as_json(uri, done))
     else:
-        _show(uri, device_id, done)
+        _show(uri, device_id, done, len(cases) - len(about))
     if is_driver and not judge.came:
         reason = done[-1].reason if done else "nothing was run"
         raise Unusable(f"{uri}: {reason}")
@@ -256,7 +292,12 @@ def _subject(
         command = partial(Command(start).start, parts.target, None, 0)
         started = stack.enter_context(Started(opening, command))
         opening = started.open
-    subject = Subject.find(uri, opening, device_type, bus)
+    dial = None
+    if parts.scheme == "vhost-user":
+        bus, dial = "vhost-user", partial(channel.connect, parts.target, DIAL_TIMEOUT_S)
+        if started is not None:
+            dial = partial(started.reach, dial)
+    subject = Subject.find(uri, opening, device_type, bus, dial)
     if subject.device_id is None:
         from virtq.cli.probe import look
 
@@ -264,28 +305,32 @@ def _subject(
     return replace(subject, started=started)
 
 
-def _show(uri: str, device_id: int | None, done: Sequence[Result]) -> None:
-    bad = [result for result in done if result.verdict in out.BAD]
-    if bad:
-        rows = table("case", "", "what was expected, and what came")
-        seen: dict[tuple[str, str], int] = {}
-        for result in bad:
-            text = (
-                f"{result.case.title}\n→ expected {result.expected}; came {result.came}"
-                if result.verdict is Verdict.FAIL
-                else f"{result.case.title}\n→ {result.reason}"
-            )
-            if (key := (result.title, text)) in seen:
-                seen[key] += 1
-                continue
-            seen[key] = 1
-            ids = " ".join(result.case.requirements[:3])
-            rows.add_row(escape(result.title), str(result.verdict), escape(f"{text}\n[{ids}]"))
-        show(rows)
+def _show(uri: str, device_id: int | None, done: Sequence[Result], elsewhere: int) -> None:
+    """`elsewhere`: how many cases were left out, since they are about something else."""
+    groups: dict[tuple[str, Verdict], list[Result]] = {}
+    for result in done:
+        if result.verdict in out.BAD:
+            groups.setdefault((result.case.name, result.verdict), []).append(result)
+    for (name, verdict), results in groups.items():
+        first = results[0]
+        kinds = Counter(str(result.kind) for result in results if result.kind)
+        rings = ", ".join(f"{kind} {n} times" if n > 1 else kind for kind, n in kinds.items())
+        lines: list[tuple[str, str | Text]] = []
+        if verdict is Verdict.FAIL:
+            lines += [("expected", escape(first.expected)), ("came", escape(first.came))]
+        else:
+            lines.append(("because", escape(first.reason)))
+        if rings:
+            lines.append(("rings", rings))
+        lines.append(("requires", Text(" ".join(first.case.requirements), style="dim")))
+        heading = Text.assemble((f"{verdict} ", "bold red"), (name, "bold"))
+        title = Padding(Text(first.case.title), (0, 0, 0, 2))
+        show(Group(heading, title, Padding(facts(None, lines), (0, 0, 1, 2))))
     number = out.counts(done)
     parts = [f"{number[verdict]} {verdict}" for verdict in Verdict if number[verdict]]
     name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
-    show(f"{uri} ({name}): {', '.join(parts) or 'nothing run'}")
+    rest = f" ({elsewhere} cases are about other devices)" if elsewhere else ""
+    show(f"{escape(uri)} ({name}): {', '.join(parts) or 'nothing run'}{rest}")
 
 
 def _list(cases: Sequence[Case], as_json: bool) -> None:
@@ -310,10 +355,16 @@ def _list(cases: Sequence[Case], as_json: bool) -> None:
 
 def _coverage(as_json: bool) -> None:
     areas = out.coverage()
+    messages = out.protocol_coverage()
     have = sum(checked for checked, _ in areas.values())
     of = sum(total for _, total in areas.values())
     if as_json:
-        print_json({"areas": {area: list(pair) for area, pair in areas.items()}})
+        print_json(
+            {
+                "areas": {area: list(pair) for area, pair in areas.items()},
+                "vhost-user": list(messages),
+            }
+        )
         return
     rows = table("area", "checked", "of", numbers=(1, 2))
     for area, (checked, total) in areas.items():
@@ -324,6 +375,7 @@ def _coverage(as_json: bool) -> None:
         rows,
         f"{have} of {of} requirements that can be observed have a case",
         f"areas without one: {', '.join(unchecked)}",
+        f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )
     reasons = table("asked of devices, and not to be seen", "why")
     for id, reason in UNSEEN.items():

@@ -165,6 +165,11 @@ def _open_disk(image: str, *, read_only: bool, direct: bool) -> Disk:
 @serve.command(short_help="A network interface.")
 @click.option("--tap", metavar="NAME", help="Packets to and from this tap interface of the host.")
 @click.option("--hub", is_flag=True, help="What one socket's guest sends, the others receive.")
+@click.option(
+    "--stream",
+    metavar="PATH",
+    help="A wire: a socket there, for QEMU's -netdev stream or for virtq check --port.",
+)
 @click.option("--sink", is_flag=True, help="Swallow what the guest sends.")
 @click.option(
     "--source",
@@ -193,6 +198,7 @@ def _open_disk(image: str, *, read_only: bool, direct: bool) -> Disk:
 def net(
     tap: str | None,
     hub: bool,
+    stream: str | None,
     sink: bool,
     source: str | None,
     pcap: str | None,
@@ -232,7 +238,7 @@ def net(
         raise click.UsageError("several --socket-path go with --hub, and each with its own address")
     changes = ",".join(filter(None, (terms.offer, "" if mergeable else "-MRG_RXBUF")))
     with beginning():
-        port, title = _port(tap, hub, sink, source, pcap, pcap_in)
+        port, title = _port(tap, hub, stream, sink, source, pcap, pcap_in)
         settings = _given(mac=None if mac is None else parse_mac(mac), mtu=mtu, wait=wait)
         endpoints = [
             Endpoint(
@@ -252,6 +258,7 @@ def net(
 def _port(
     tap: str | None,
     hub: bool,
+    stream: str | None,
     sink: bool,
     source: str | None,
     pcap: str | None,
@@ -259,15 +266,18 @@ def _port(
 ) -> tuple[Port, str]:
     """The port that the options ask for, and what to call it."""
     from virtq.devices.net_native import NativePort
+    from virtq.devices.net_stream import StreamPort
 
-    asked = [tap is not None, hub, sink, source is not None, (pcap or pcap_in) is not None]
-    if sum(asked) != 1:
-        ports = "--tap, --hub, --sink, --source, --pcap (or --pcap-in)"
+    asked = [tap is not None, hub, stream is not None, sink, source is not None]
+    if sum([*asked, (pcap or pcap_in) is not None]) != 1:
+        ports = "--tap, --hub, --stream, --sink, --source, --pcap (or --pcap-in)"
         raise click.UsageError(f"say one of {ports}")
     if tap is not None:
         return NativePort.tap(tap), f"tap {tap}"
     if hub:
         return NativePort.hub(), "hub"
+    if stream is not None:
+        return StreamPort(stream), f"wire {stream}"
     if sink:
         return NativePort.sink(), "sink"
     if source is not None:

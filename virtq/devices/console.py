@@ -98,6 +98,8 @@ class ConsoleDevice(Device):
 
     device_id = DEVICE_ID
     config: ConsoleConfig
+    config_writable_early = True
+    """For emergency writes (5.3.4); nothing else of it is writable at all."""
 
     def __init__(
         self,

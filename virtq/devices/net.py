@@ -211,6 +211,7 @@ class NetDevice(Device):
         for runner in self._runners.values():
             refresh(runner)
         self._let_in()
+        self._tell_receivers()
 
     def start_queue(self, queue: DeviceQueue, enabled: bool) -> None:
         super().start_queue(queue, enabled)
@@ -238,12 +239,22 @@ class NetDevice(Device):
         pairs in use show by their receive queues being enabled."""
         (self._enabled_queues.add if on else self._enabled_queues.discard)(index)
         self._let_in()
+        self._tell_receivers()
         if self.driver_features & NetFeature.CTRL_VQ or index % 2 or index >= 2 * self.pairs:
             return
         (self._enabled_pairs.add if on else self._enabled_pairs.discard)(index // 2)
         pairs = max(self._enabled_pairs, default=0) + 1
         if pairs != self._active_pairs and self._reconfigure(pairs, self._guest_offloads) != Ack.OK:
             log.error("network port: %d queue pairs cannot be used", pairs)
+
+    def _tell_receivers(self) -> None:
+        """A receive queue that is reset gets nothing while others do (5.1.6.5.6.2). While none of
+        the queues is enabled, the driver has not begun, or holds everything."""
+        in_use = 2 * self._active_pairs
+        enabled = {index for index in self._enabled_queues if index < in_use}
+        several = self.driver_features & NetFeature.MQ and self._active_pairs > 1
+        receivers = frozenset(index // 2 for index in enabled if index % 2 == 0)
+        self._link.receivers(receivers if several and enabled else None)
 
     def close(self) -> None:
         """Give up the port."""

@@ -52,6 +52,11 @@ class Link:
         """How many queue pairs are in use, and which GUEST_* offloads packets to the driver may
         have."""
 
+    def receivers(self, pairs: frozenset[int] | None) -> None:
+        """The queue pairs whose receive queues the driver has enabled, while it uses several
+        (5.1.6.5.6.2): packets for others go to one of these, or are dropped if there is none. None:
+        all that are in use."""
+
     def reset(self) -> None:
         """The driver is gone; what waits for it is dropped."""
 
@@ -213,17 +218,27 @@ class HubPort(Port):
 
     def __init__(self) -> None:
         self._links: list[HubLink] = []
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """For links: what waits at them changes under it."""
 
     def open(self, pairs: int) -> Link:
         link = HubLink(self, pairs)
-        with self._lock:
-            self._links.append(link)
+        self.add(link)
         return link
+
+    @property
+    def links(self) -> list[HubLink]:
+        """The places that are taken."""
+        return self._links
+
+    def add(self, link: HubLink) -> None:
+        """Take a place."""
+        with self.lock:
+            self._links.append(link)
 
     def forward(self, source: HubLink, pair: int, packets: Sequence[bytes]) -> None:
         """Called by links, from any device's thread."""
-        with self._lock:
+        with self.lock:
             others = [link for link in self._links if link is not source]
             for link in others:
                 link.deliver(packets)
@@ -232,7 +247,7 @@ class HubPort(Port):
 
     def leave(self, link: HubLink) -> None:
         """Called by links."""
-        with self._lock:
+        with self.lock:
             self._links.remove(link)
 
 
@@ -246,6 +261,7 @@ class HubLink(Link):
         self._waiting: list[deque[bytes]] = [deque() for _ in range(pairs)]
         self._signals = [_Signal() for _ in range(pairs)]
         self._flows: dict[bytes, int] = {}
+        self._receivers: frozenset[int] | None = None
         self.pairs = 1
 
     def configure(self, pairs: int, offloads: int) -> None:
@@ -260,12 +276,26 @@ class HubLink(Link):
     def deliver(self, packets: Sequence[bytes], pair: int | None = None) -> None:
         """Called by the hub, under its lock. Without a `pair` the flow decides."""
         for packet in packets:
-            chosen = self._pair_for(packet) if pair is None else pair
-            if len(self._waiting[chosen]) >= HELD_PACKETS_MAX:
+            chosen = self._enabled(self._pair_for(packet) if pair is None else pair)
+            if chosen is None or len(self._waiting[chosen]) >= HELD_PACKETS_MAX:
                 self.dropped += 1
                 continue
             self._waiting[chosen].append(packet)
             self._signals[chosen].on()
+
+    def receivers(self, pairs: frozenset[int] | None) -> None:
+        with self._hub.lock:
+            self._receivers = pairs
+            for pair, waiting in enumerate(self._waiting):
+                if pairs is not None and pair not in pairs and waiting:
+                    packets = list(waiting)
+                    waiting.clear()
+                    self.deliver(packets, pair)
+
+    def _enabled(self, pair: int) -> int | None:
+        """The pair, or another one whose receive queue is enabled; None if there is none."""
+        enabled = self._receivers
+        return pair if enabled is None or pair in enabled else min(enabled, default=None)
 
     def _pair_for(self, packet: bytes) -> int:
         if self.pairs == 1:
@@ -289,6 +319,7 @@ class HubLink(Link):
             waiting.clear()
             signal.off()
         self._flows.clear()
+        self._receivers = None
 
     def close(self) -> None:
         self._hub.leave(self)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from virtq.devices.net_ports import Link, Port
 from virtq.wire.net import BIG_PACKET_BYTES, HEADER_BYTES, NetFeature
 
+_HDR_LEN = slice(2, 4)
+
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
@@ -103,12 +105,17 @@ class TapLink(Link):
         super().__init__()
         self.name = name
         self._fds = fds
-        self._attached = len(fds)
+        self._pairs = len(fds)
+        self._attached = set(range(len(fds)))
+        self._deaf = False
         self.configure(1, 0)
 
     def send(self, pair: int, packets: Sequence[bytes]) -> None:
-        fd = self._fds[pair]
+        fd = self._fds[pair if pair in self._attached else min(self._attached)]
         for packet in packets:
+            if int.from_bytes(packet[_HDR_LEN], "little") > len(packet) - HEADER_BYTES:
+                # It need not be right (5.1.6.2.2), but the kernel refuses a packet for it.
+                packet = packet[: _HDR_LEN.start] + b"\0\0" + packet[_HDR_LEN.stop :]
             try:
                 os.write(fd, packet)
             except OSError:  # no room, link down, or a header that the kernel does not believe
@@ -125,18 +132,38 @@ class TapLink(Link):
 
     def configure(self, pairs: int, offloads: int) -> None:
         """The kernel spreads packets over attached queues only. Raises OSError."""
-        if len(self._fds) > 1:
-            for index in range(len(self._fds)):
-                self._attach_queue(index, index < pairs)
-            self._attached = pairs
+        self._pairs = pairs
+        self._attach(set(range(pairs)))
         flags = sum(flag for feature, flag in _TUN_F.items() if offloads & feature)
-        for fd in self._fds[: self._attached]:
-            fcntl.ioctl(fd, _TUNSETOFFLOAD, flags)
+        for index in self._attached:
+            fcntl.ioctl(self._fds[index], _TUNSETOFFLOAD, flags)
 
-    def _attach_queue(self, index: int, on: bool) -> None:
-        if on == (index < self._attached):
+    def receivers(self, pairs: frozenset[int] | None) -> None:
+        """What comes while there is none waits in a queue that stays attached for what is
+        transmitted, and is dropped later."""
+        wanted = set(range(self._pairs)) if pairs is None else set(pairs)
+        if not wanted:
+            self._deaf = True
             return
-        flags = _IFF_ATTACH_QUEUE if on else _IFF_DETACH_QUEUE
+        if self._deaf:
+            self._deaf = False
+            for index in self._attached:
+                while self.receive(index) is not None:
+                    self.dropped += 1
+        self._attach(wanted)
+
+    def _attach(self, wanted: set[int]) -> None:
+        """Raises OSError."""
+        if len(self._fds) == 1:
+            return  # it may be no interface for several
+        for index in sorted(wanted - self._attached):
+            self._switch(index, _IFF_ATTACH_QUEUE)
+            self._attached.add(index)
+        for index in sorted(self._attached - wanted):
+            self._switch(index, _IFF_DETACH_QUEUE)
+            self._attached.remove(index)
+
+    def _switch(self, index: int, flags: int) -> None:
         fcntl.ioctl(self._fds[index], _TUNSETQUEUE, struct.pack("16xH22x", flags))
 
     def close(self) -> None:

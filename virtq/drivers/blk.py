@@ -118,6 +118,7 @@ class BlkDriver(Driver):
         | BlkFeature.WRITE_ZEROES
     )
     config_layout = BlkConfig
+    needs_config = True
     config_fields: Mapping[str, int] = FIELD_FEATURE
     config: BlkConfig
 

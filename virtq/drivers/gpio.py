@@ -50,6 +50,7 @@ class GpioDriver(Driver):
     device_id = DEVICE_ID
     features = GpioFeature.IRQ
     config_layout = GpioConfig
+    needs_config = True
     config: GpioConfig
     queue_size = 256
 

@@ -68,6 +68,7 @@ class VsockDriver(Driver):
     device_id = DEVICE_ID
     features = VsockFeature.STREAM | VsockFeature.SEQPACKET | VsockFeature.NO_IMPLIED_STREAM
     config_layout = VsockConfig
+    needs_config = True
     config: VsockConfig
 
     def __init__(

@@ -127,6 +127,15 @@ class QueueEnd(Protocol):
 
 
 @runtime_checkable
+class WritableEarly(Protocol):
+    """What a device has besides `DeviceSide` if its configuration space may be written before a
+    driver has negotiated anything, such as for an emergency write (5.3.4)."""
+
+    @property
+    def config_writable_early(self) -> bool: ...
+
+
+@runtime_checkable
 class DrainingDevice(Protocol):
     """What a device has besides `DeviceSide` if it may hold buffers for longer than a call."""
 
@@ -175,6 +184,17 @@ class Renewable(Protocol):
 
     def renew(self) -> None:
         """Reset the device, and clear the memory that it can reach. Raises TransportError."""
+        ...
+
+
+@runtime_checkable
+class ReadsByWidth(Protocol):
+    """What a transport has besides `DriverTransport` if the device sees how wide an access to its
+    configuration is, and a driver has to read each field as wide as it is (4.1.3.1, 4.2.2.2)."""
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What is read from the configuration space by each of the accesses, (offset, width) in
+        bytes, all at one generation. Raises ConfigError beyond the end."""
         ...
 
 

@@ -18,7 +18,7 @@ from virtq._core import DeviceQueue, Memory, Position
 from virtq.errors import ConfigError, FeatureError, PeerGone
 from virtq.features import F
 from virtq.status import DeviceStatus, Phase, Status, Step
-from virtq.transports.base import DeviceSide, QueueEnd
+from virtq.transports.base import DeviceSide, DrainingDevice, QueueEnd, WritableEarly
 
 log = logging.getLogger("virtq.loopback")
 
@@ -47,6 +47,9 @@ class LoopbackTransport:
         self._status = DeviceStatus()
         self._features = 0
         self._queues: dict[int, DeviceQueue] = {}
+        self._places: dict[int, tuple[int, tuple[int, int, int], int, int]] = {}
+        self._change_untold = False
+        self._frozen = b""
         self._callback: Callable[[], None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="virtq-loopback", daemon=True)
@@ -74,7 +77,9 @@ class LoopbackTransport:
         return answer.result(ANSWER_TIMEOUT_S)
 
     def _config_changed(self) -> None:
-        if self._callback is not None and self._status.value & Status.DRIVER_OK:
+        if self._status.phase is Phase.SUSPENDED:
+            self._change_untold = True  # it is told when the device runs again (3.4.2)
+        elif self._callback is not None and self._status.value & Status.DRIVER_OK:
             self._callback()
 
     # What the device is
@@ -111,26 +116,51 @@ class LoopbackTransport:
     def write_status(self, status: int) -> None:
         """Raises StatusError for a write that section 2.1 or 3.1 does not allow."""
         for step in self._status.steps(status):
-            if not self._ask(lambda step=step: self._carry_out(step)):  # type: ignore[misc]
+            if step is Step.SUSPEND:
+                self._suspend()
+            elif not self._ask(lambda step=step: self._carry_out(step)):  # type: ignore[misc]
                 return
             self._status.done(step, may_suspend=bool(self._features & F.SUSPEND))
+            if step is Step.RESUME and self._change_untold:
+                self._change_untold = False
+                self._ask(self._config_changed)
 
     def _carry_out(self, step: Step) -> bool:
         """In the device's thread. False if the device does not take the step."""
         if step is Step.RESET:
             self.device.reset()
-            self._queues.clear()
+            self._forget_queues()
             self._features = 0
+            self._change_untold = False
         elif step is Step.ACCEPT_FEATURES:
             try:
                 self.device.accept_features(self._features)
             except FeatureError as error:
                 log.warning("the device leaves FEATURES_OK off: %s", error)
                 return False
-        elif step is Step.GO_LIVE:
+        elif step in (Step.GO_LIVE, Step.RESUME):
             for queue in self._queues.values():
                 self.device.start_queue(queue, True)
-        return step not in (Step.SUSPEND, Step.RESUME)
+        return True
+
+    def _suspend(self) -> None:
+        """Take no more from the virtqueues, let what was taken be used, and take the virtqueues
+        back, to go on with them where they stand (3.4.2)."""
+        self.check()
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(ANSWER_TIMEOUT_S)
+
+    async def _stop(self) -> None:
+        device = self.device
+        if isinstance(device, DrainingDevice):
+            drains = [device.drain_queue(index) for index in self._queues]
+            for drained in drains:
+                if drained is not None:
+                    await drained
+        for index in list(self._queues):
+            position = device.stop_queue(index)
+            self._queues[index] = self._make_queue(index, position)
+        # Nothing in it changes until the device runs again, whatever its author does.
+        self._frozen = device.read_config(0, device.config_size) if device.config_size else b""
 
     # Configuration space
 
@@ -140,12 +170,18 @@ class LoopbackTransport:
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Raises ConfigError beyond the end."""
+        if self._status.phase is Phase.SUSPENDED and offset + length <= len(self._frozen):
+            return self._frozen[offset : offset + length]
         return self._ask(lambda: self.device.read_config(offset, length))
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Raises ConfigError as the device does, and while features are negotiated (3.1.1)."""
-        if not self._status.value & Status.FEATURES_OK:
+        """Raises ConfigError as the device does, and while features are negotiated (3.1.1), unless
+        the device has something that can be written at any time."""
+        early = isinstance(self.device, WritableEarly) and self.device.config_writable_early
+        if not early and not self._status.value & Status.FEATURES_OK:
             raise ConfigError("the configuration cannot be written before FEATURES_OK (3.1.1)")
+        if self._status.phase is Phase.SUSPENDED:
+            return  # ignored (3.4.2)
         self._ask(lambda: self.device.write_config(offset, data))
 
     def on_config_change(self, callback: Callable[[], None] | None) -> None:
@@ -167,22 +203,39 @@ class LoopbackTransport:
     def _add_queue(
         self, queue: QueueEnd, areas: tuple[int, int, int], kick: int, call: int
     ) -> None:
-        other = DeviceQueue(
-            self._memory,
-            self._features,
-            queue.size,
-            *areas,
-            index=queue.index,
-            one_used_entry_per_buffer=self.device.one_used_entry_per_buffer,
-        )
-        other.set_kick(kick)
-        other.set_call(call)
-        self._queues[queue.index] = other
+        self._forget_queue(queue.index)
+        self._places[queue.index] = queue.size, areas, os.dup(kick), os.dup(call)
+        other = self._queues[queue.index] = self._make_queue(queue.index)
         if self._status.phase is Phase.LIVE:
             self.device.start_queue(other, True)
 
-    def reset_queue(self, index: int) -> Position:
+    def _make_queue(self, index: int, position: Position | None = None) -> DeviceQueue:
+        size, areas, kick, call = self._places[index]
+        queue = DeviceQueue(
+            self._memory,
+            self._features,
+            size,
+            *areas,
+            index=index,
+            position=position,
+            one_used_entry_per_buffer=self.device.one_used_entry_per_buffer,
+        )
+        queue.set_kick(kick)
+        queue.set_call(call)
+        return queue
+
+    def _forget_queue(self, index: int) -> None:
         self._queues.pop(index, None)
+        if (place := self._places.pop(index, None)) is not None:
+            os.close(place[2])
+            os.close(place[3])
+
+    def _forget_queues(self) -> None:
+        for index in list(self._places):
+            self._forget_queue(index)
+
+    def reset_queue(self, index: int) -> Position:
+        self._forget_queue(index)
         return self._ask(lambda: self.device.stop_queue(index))
 
     def queue_error(self, index: int) -> bool:
@@ -210,4 +263,4 @@ class LoopbackTransport:
     def _part(self) -> None:
         self.device.reset()
         self.device.on_config_change(None)
-        self._queues.clear()
+        self._forget_queues()

@@ -112,6 +112,16 @@ def size_of(structure: type) -> int:
     return _packer(structure).size
 
 
+def accesses(leaf: Field) -> Iterator[tuple[int, int]]:
+    """(offset, width), in bytes, of the accesses by which a field is read: a number as wide as it
+    is, but one of 64 bits by its halves, and an array by its bytes (4.1.3.1)."""
+    width = {"H": 2, "I": 4, "Q": 4}.get(leaf.code, 1)
+    if leaf.offset % width:
+        width = 1
+    for at in range(leaf.offset, leaf.offset + leaf.size, width):
+        yield at, width
+
+
 def get(obj: object, dotted: str) -> Any:
     """The value of a leaf by its dotted name."""
     for part in dotted.split("."):

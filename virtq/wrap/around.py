@@ -168,8 +168,9 @@ class QueueAround:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object],
-        failed: Callable[[Request, Exception], object],
+        failed: Callable[[Request, BaseException], object],
         max: int,
+        waits: object = None,  # coroutines go to `finish`, which is always right
     ) -> int:
         batch = self.take(max)
         for request in batch:

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use chunk::{Chunk, get, of_words, put};
+use chunk::{Chunk, get, of_pair, put, put_streaming};
 
 /// Copies `into.len()` bytes out of shared memory. A naturally aligned 1, 2, 4 or 8 bytes are one
 /// access.
@@ -82,13 +82,27 @@ pub fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// Ask for a line of memory that will be written soon, to have it for ourselves: without it, stores
+/// to lines that another processor has read wait for each other. Any address will do.
+#[inline(always)]
+pub fn prefetch_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which has no other effect and faults nowhere; where there is no such
+    // instruction, its encoding does nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Fills shared memory with a word, the last of them cut where the length is no multiple of eight.
 ///
 /// # Safety
 /// `into` must be valid for writing `len` bytes.
 #[inline]
 pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
-    let chunk = of_words(word);
+    let chunk = of_pair([word, word]);
     let whole = len - len % CHUNK;
     let mut at = 0;
     while at < whole {
@@ -105,6 +119,56 @@ pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
     compiler_fence(Ordering::SeqCst);
 }
 
+/// Copies past the caches, for bytes that this processor will not look at again soon: they neither
+/// have to be fetched first, nor push others out, nor must whoever looks next ask this processor for
+/// them. Where the target is not aligned to a cache line, and elsewhere than on x86-64, a plain copy.
+///
+/// Others may see the bytes later than what is written after them, until [`streamed`] was called.
+///
+/// # Safety
+/// `from` must be valid for reading `len` bytes and `into` for writing them; they do not overlap.
+#[inline]
+pub unsafe fn copy_streaming(from: *const u8, into: *mut u8, len: usize) {
+    let whole = if into.addr().is_multiple_of(LINE) { len - len % LINE } else { 0 };
+    let mut at = 0;
+    // SAFETY: within both ranges.
+    unsafe {
+        while at < whole {
+            let line: [Chunk; 4] = std::array::from_fn(|part| get(from.add(at + part * CHUNK)));
+            put_streaming(into.add(at), line);
+            at += LINE;
+        }
+        if at < len {
+            into.add(at).copy_from_nonoverlapping(from.add(at), len - at);
+        }
+    }
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// Fills a cache line past the caches, as [`copy_streaming`] does: with eight words.
+///
+/// # Safety
+/// `into` must be aligned to a cache line, and valid for writing one.
+#[inline(always)]
+pub unsafe fn fill_streaming(into: *mut u8, words: [u64; 8]) {
+    let line = std::array::from_fn(|part| of_pair([words[2 * part], words[2 * part + 1]]));
+    // SAFETY: valid by contract, and aligned.
+    unsafe { put_streaming(into, line) };
+}
+
+/// Whoever sees what is written from now on sees what was streamed before as well. Comes before the
+/// release that publishes it.
+#[inline]
+pub fn streamed() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an instruction that every x86-64 processor has.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// What is moved at once.
 const CHUNK: usize = size_of::<Chunk>();
 /// Above it a call of the C library's function pays.
@@ -163,10 +227,23 @@ mod chunk {
         }
     }
 
+    /// A line in four stores that go past the caches.
     #[inline(always)]
-    pub fn of_words(word: u64) -> Chunk {
+    pub unsafe fn put_streaming(into: *mut u8, line: [Chunk; 4]) {
+        let [a, b, c, d] = line;
+        // SAFETY: valid and aligned by contract.
+        unsafe {
+            asm!("movntps [{into}], {}", "movntps [{into} + 16], {}",
+                "movntps [{into} + 32], {}", "movntps [{into} + 48], {}",
+                in(xmm_reg) a, in(xmm_reg) b, in(xmm_reg) c, in(xmm_reg) d, into = in(reg) into,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    pub fn of_pair(words: [u64; 2]) -> Chunk {
         // SAFETY: both are 16 bytes without padding.
-        unsafe { std::mem::transmute([word, word]) }
+        unsafe { std::mem::transmute(words) }
     }
 }
 
@@ -193,14 +270,50 @@ mod chunk {
     }
 
     #[inline(always)]
-    pub fn of_words(word: u64) -> Chunk {
-        [word, word]
+    pub unsafe fn put_streaming(into: *mut u8, line: [Chunk; 4]) {
+        // SAFETY: valid by contract.
+        unsafe { into.cast::<[Chunk; 4]>().write_unaligned(line) };
+    }
+
+    #[inline(always)]
+    pub fn of_pair(words: [u64; 2]) -> Chunk {
+        words
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streamed_bytes_are_all_there_and_no_more() {
+        let source: Vec<u8> = (0..1200).map(|at| (at % 251) as u8).collect();
+        for into in [0, 64, 16, 3] {
+            for from in [0, 5] {
+                for length in [0, 1, 63, 64, 65, 512, 777, 1024] {
+                    let mut room = vec![0xee; 1500];
+                    let start = room.as_ptr().align_offset(LINE) + into;
+                    // SAFETY: inside both; 63 + 64 + 1024 bytes and more are there.
+                    unsafe {
+                        let target = room.as_mut_ptr().add(start);
+                        copy_streaming(source.as_ptr().add(from), target, length);
+                    }
+                    streamed();
+                    assert_eq!(room[start..start + length], source[from..from + length]);
+                    let (before, after) = (&room[..start], &room[start + length..]);
+                    assert!(before.iter().chain(after).all(|&byte| byte == 0xee));
+                }
+            }
+        }
+        let mut room = vec![0xee_u8; 200];
+        let start = room.as_ptr().align_offset(LINE);
+        let words: [u64; 8] = std::array::from_fn(|at| 0x0101 * at as u64);
+        // SAFETY: an aligned line inside the vector.
+        unsafe { fill_streaming(room.as_mut_ptr().add(start), words) };
+        streamed();
+        let expected: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(room[start..start + LINE], expected);
+    }
 
     #[test]
     fn every_length_and_alignment() {

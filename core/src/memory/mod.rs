@@ -22,7 +22,10 @@ use std::sync::Arc;
 
 use crate::error::{Fault, QueueError};
 
-pub use copy::{copy_from_shared, copy_to_shared, fill_shared, prefetch};
+pub use copy::{
+    copy_from_shared, copy_streaming, copy_to_shared, fill_shared, fill_streaming, prefetch,
+    prefetch_write, streamed,
+};
 pub use error::MemoryError;
 pub use iotlb::{Iotlb, MAX_TRANSLATIONS};
 pub use log::{DirtyLog, LOG_PAGE_BYTES};

@@ -44,6 +44,9 @@ pub struct Wants {
 pub trait Path: Send + 'static {
     /// One round, at most one batch; returns how many buffers or packets it handled. Disabled
     /// (vhost-user): the ring goes on without side effects.
+    ///
+    /// A round that did nothing, or failed, leaves no notification undecided: the driver may be waiting
+    /// for it, and the path may be about to.
     fn round(&mut self, queue: &mut DeviceQueue, enabled: bool) -> Result<usize, QueueError>;
 
     /// What to wait for after a round that did nothing.
@@ -222,6 +225,8 @@ impl<P: Path> Member for Seat<P> {
     fn turn(&mut self, look: bool) -> Turn {
         let control = &self.control;
         if control.stop.load(Ordering::Relaxed) {
+            // A broken queue has nobody to call.
+            let _ = control.shared.work().call();
             return Turn::Over;
         }
         if let Some(rest) = self.rests {
@@ -303,6 +308,8 @@ impl<P: Path> Run<'_, P> {
                 }
             }
         }
+        // A broken queue has nobody to call.
+        let _ = self.control.shared.work().call();
     }
 
     /// Report, and sleep until it may be over: a fault stays, a missing translation may come.

@@ -18,6 +18,8 @@ pub struct Burst {
     segments: [Segment; BURST_MAX],
     ids: [u16; BURST_MAX],
     written: [u32; BURST_MAX],
+    /// Bytes of all of them.
+    bytes: u64,
     len: usize,
     blocked: bool,
     /// Where in the ring it begins: slot or index, and wrap counter.
@@ -38,6 +40,7 @@ impl Default for Burst {
             segments: [Segment { ptr: std::ptr::null_mut(), addr: 0, len: 0 }; BURST_MAX],
             ids: [0; BURST_MAX],
             written: [0; BURST_MAX],
+            bytes: 0,
             len: 0,
             blocked: false,
             start: (0, false),
@@ -88,6 +91,7 @@ impl Burst {
     #[inline]
     pub(super) fn restart(&mut self, memory: &Arc<Memory>, start: (u16, bool)) {
         self.len = 0;
+        self.bytes = 0;
         self.blocked = true;
         self.start = start;
         match &self.memory {
@@ -106,6 +110,8 @@ impl Burst {
     pub(super) fn put(&mut self, index: usize, id: u16, segment: Segment) {
         self.segments[index] = segment;
         self.ids[index] = id;
+        self.written[index] = 0;
+        self.bytes += u64::from(segment.len);
     }
 
     #[inline]
@@ -113,8 +119,6 @@ impl Burst {
         assert!(len <= BURST_MAX);
         self.len = len;
         self.blocked = blocked;
-        // Device-readable ones stay at 0, device-writable ones are written before they are used.
-        self.written[..len].fill(0);
     }
 
     /// Device-readable bytes of the first `count` buffers, and bytes written to them.
@@ -123,6 +127,8 @@ impl Burst {
     pub(crate) fn bytes(&self, count: usize, write: bool) -> (u64, u64) {
         if write {
             (0, self.written[..count].iter().map(|&bytes| u64::from(bytes)).sum())
+        } else if count == self.len {
+            (self.bytes, 0)
         } else {
             (self.segments[..count].iter().map(|segment| u64::from(segment.len)).sum(), 0)
         }

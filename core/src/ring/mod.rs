@@ -143,10 +143,13 @@ impl Common {
 
     #[inline]
     fn check(&self) -> Result<(), QueueError> {
-        match &self.broken {
-            Some(fault) => Err(QueueError::Broken(fault.clone())),
-            None => Ok(()),
-        }
+        if self.broken.is_some() { Err(self.is_broken()) } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_broken(&self) -> QueueError {
+        self.broken.clone().map_or(QueueError::Stale, QueueError::Broken)
     }
 
     /// Look addresses up in a new snapshot from now on.
@@ -187,7 +190,13 @@ impl Common {
 
     #[inline]
     fn check_mapping(&mut self) -> Result<(), QueueError> {
-        if self.memory.is_truncated() { Err(self.fail(Fault::Truncated.into())) } else { Ok(()) }
+        if self.memory.is_truncated() { Err(self.truncated()) } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn truncated(&mut self) -> QueueError {
+        self.fail(Fault::Truncated.into())
     }
 }
 
@@ -214,7 +223,11 @@ pub trait DeviceHalf {
     /// returns how many used entries were written.
     fn retire(&mut self, burst: &Burst, count: usize, write: bool) -> Result<usize, QueueError>;
     /// Whether the driver wants a notification for what was published since the last question.
-    fn call_wanted(&mut self) -> Result<bool, QueueError>;
+    ///
+    /// Not `settled`: without waiting until the driver can see what was published. A wish that crosses
+    /// it may be missed, so a no is none: what was published stays in question, and a settled question
+    /// must follow before anybody waits for the driver. It becomes one where much is in question.
+    fn call_wanted(&mut self, settled: bool) -> Result<bool, QueueError>;
     /// Ask for notifications; true if buffers are available already.
     fn enable_kicks(&mut self) -> bool;
     /// Ask for none.
@@ -229,6 +242,9 @@ pub trait DeviceHalf {
     fn abandon(&mut self) -> Position;
     /// Look addresses up in a new snapshot of the memory from now on.
     fn set_memory(&mut self, memory: Arc<Memory>);
+    /// Mark writes to the used ring in the dirty log as if it were at this address (None: where it
+    /// is). A packed ring has none.
+    fn set_used_log(&mut self, _addr: Option<u64>) {}
     /// The fault that broke the queue.
     fn broken(&self) -> Option<&Fault>;
     /// Break the queue for a reason found above the ring.
@@ -261,8 +277,9 @@ pub trait DriverHalf {
     fn slots_needed(&self, pieces: usize) -> usize;
     /// Make what was added available; returns how many buffers.
     fn publish(&mut self) -> usize;
-    /// Whether the device wants a notification for what was published since the last question.
-    fn kick_wanted(&mut self) -> Result<bool, QueueError>;
+    /// Whether the device wants a notification for what was published since the last question;
+    /// `settled` as in [`DeviceHalf::call_wanted`].
+    fn kick_wanted(&mut self, settled: bool) -> Result<bool, QueueError>;
     /// Up to `max` used buffers, behind those in `into`; returns how many.
     fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError>;
     /// Ask for notifications; true if used buffers wait already.

@@ -6,10 +6,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.unit.vhost_user.support import Served, eventually, no_leaks
 from virtq.devices.blk import BlkDevice
 from virtq.devices.disk import Disk
 from virtq.drivers.blk import BlkDriver
+from virtq.errors import ConfigError
 from virtq.features import Change, F, RingKind
 from virtq.transports.vhost_user import Frontend
 from virtq.wire.blk import SECTOR_BYTES, BlkFeature
@@ -78,3 +81,15 @@ def test_the_configuration_changes_while_it_is_read(tmp_path: Path) -> None:
     with Served(device, str(tmp_path / "t")) as served, BlkDriver(Frontend(served.path)) as driver:
         assert driver.config.capacity == 7
     device.close()
+
+
+def test_a_disk_without_a_configuration_space_is_named(tmp_path: Path) -> None:
+    device = BlkDevice(Disk.memory(SECTORS * SECTOR_BYTES))
+    with no_leaks(), Served(device, str(tmp_path / "s")) as served:
+        front = Frontend(served.path, protocol="-CONFIG")
+        with pytest.raises(ConfigError, match="no configuration space, and BlkDriver needs it"):
+            BlkDriver(front)
+        front.close()
+        with BlkDriver(Frontend(served.path)) as driver:
+            assert driver.capacity == SECTORS * SECTOR_BYTES
+        del driver, front

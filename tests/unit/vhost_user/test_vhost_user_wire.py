@@ -162,7 +162,6 @@ def test_a_reply_that_may_be_empty() -> None:
         (wire.CONFIG, wire.Config(0, 300, 0, bytes(300))),
         (wire.REGIONS, wire.RegionTable((wire.Region(0, 1, 0, 0),) * 9)),
     ],
-    ids=str,
 )
 def test_what_does_not_fit_is_not_built(layout: Layout, payload: wire.Payload | None) -> None:
     with pytest.raises(ProtocolError):

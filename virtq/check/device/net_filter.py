@@ -219,8 +219,12 @@ def vlans_that_are_listed(ctx: Context) -> None:
 @case("net.ctrl.vlan.dev.drop-unlisted", device_id=DEVICE_ID, needs=N.CTRL_VLAN, rings=False)
 def vlans_that_are_not(ctx: Context) -> None:
     """With CTRL_VLAN, frames with a tag that is not in the table, or no longer, should be
-    dropped."""
-    nic = Nic(ctx, int(N.CTRL_VQ | N.CTRL_VLAN))
+    dropped. (In promiscuous mode every frame should be received, so that mode is off.)"""
+    session = ctx.session()
+    modes = int(session.offered & N.CTRL_RX)
+    nic = Nic(ctx, int(N.CTRL_VQ | N.CTRL_VLAN) | modes, session=session)
+    if modes:
+        _modes(nic)
     expect(_vlans(nic, _VLAN) == [], "no tagged frame", "one")
     nic.order(Ctrl.VLAN, CtrlVlan.ADD, _VLAN.to_bytes(2, "little"))
     came = _vlans(nic, _OTHER_VLAN, _VLAN)

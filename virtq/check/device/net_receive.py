@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import random
+
 from virtq.check.case import case, expect
 from virtq.check.context import Context
 from virtq.check.net.frames import (
@@ -24,6 +26,7 @@ from virtq.wire.net import NetFeature as N
 
 _BUFFER_BYTES = 200
 _FRAME_BYTES = 1514
+_BURST_FRAMES, _BURST_BUFFERS = 20, 110
 _FLOWS = (TCP4, UDP4, TCP6, UDP6)
 
 
@@ -112,6 +115,30 @@ def all_used_together(ctx: Context) -> None:
         used[0].check()
         count = Header.parse(used[0].reply[: nic.header_bytes]).num_buffers
         expect(len(used) >= count, f"{count} used buffers in turn {turn}", len(used))
+
+
+@case(
+    "net.rx.dev.num-buffers-count",
+    "net.rx.dev.fill-all-but-last",
+    "net.rx.dev.used-together",
+    device_id=DEVICE_ID,
+    needs=N.MRG_RXBUF,
+)
+def a_burst_of_all_sizes(ctx: Context) -> None:
+    """Frames of all sizes at once, into buffers of all sizes: each arrives whole and in its turn,
+    in buffers that are used together, full but for the last."""
+    dice = random.Random(ctx.seed)
+    nic = Nic(ctx, N.MRG_RXBUF, buffers=0)
+    for _ in range(_BURST_BUFFERS):
+        nic.post(dice.randint(nic.header_bytes, 4 * _BUFFER_BYTES))
+    sizes = [dice.randint(60, _FRAME_BYTES) for _ in range(_BURST_FRAMES)]
+    frames = [nic.frame(length=size) for size in sizes]
+    came = nic.deliver(*frames)
+    expect([one.frame for one in came] == frames, f"frames of {sizes} bytes", len(came))
+    for received in came:
+        room = [(sent.written, len(sent.reply)) for sent in received.buffers]
+        full = all(written == size for written, size in room[:-1])
+        expect(full, "all buffers but the last full", room)
 
 
 @case("net.rx.dev.flags-zero", device_id=DEVICE_ID)

@@ -42,8 +42,8 @@ def _unchanged(nic: Nic, packet: Packet) -> None:
     expect(came == [packet.frame], "the frame as it was transmitted", [f.hex() for f in came])
 
 
-def _expect_payload(came: Sequence[Packet], payload: bytes) -> None:
-    """The segments of one packet, each with a right checksum, make up the payload."""
+def _expect_payload(came: Sequence[Packet], payload: bytes, of: str = "") -> None:
+    """The segments of one packet, each with a right checksum, make up the payload. `of`: which."""
     got = b""
     for packet in came:
         for frame in whole(packet):
@@ -51,7 +51,8 @@ def _expect_payload(came: Sequence[Packet], payload: bytes) -> None:
             expect(found.transport, "TCP or UDP over IP at the far end", frame.hex())
             expect(is_complete(frame, found), "a right checksum at the far end", frame.hex())
             got += frame[found.payload :]
-    expect(got == payload, f"{len(payload)} bytes of payload at the far end", f"{len(got)}")
+    what = f"{len(payload)} bytes of payload{of} at the far end"
+    expect(got == payload, what, len(got))
 
 
 @case("net.tx.dev.ignore-unknown-flags", device_id=DEVICE_ID)
@@ -91,7 +92,8 @@ def a_wrong_header_length(ctx: Context) -> None:
             packet = offloaded(flow, payload, SOMEBODY, segment_bytes=_SEGMENT_BYTES)
             for length in (0, 1, 20, 200, 0xFFFF):
                 header = packet.header._replace(hdr_len=length)
-                _expect_payload(nic.transmit(Packet(packet.frame, header)), payload)
+                came = nic.transmit(Packet(packet.frame, header))
+                _expect_payload(came, payload, f" of a packet with hdr_len {length}")
     _unchanged(nic, Packet(nic.frame(), Header(hdr_len=0xFFFF)))
 
 

@@ -12,17 +12,21 @@ that is started for it (`QemuWire`), and a transport that has `far_end`. For all
 from __future__ import annotations
 
 import contextlib
+import errno
+import select
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from virtq.check.case import NotObservable
 from virtq.check.net.frames import Packet
 from virtq.check.net.header import NEEDS_CSUM, Header
 from virtq.devices.net import NetDevice
-from virtq.devices.net_ports import HubPort
+from virtq.devices.net_ports import HubLink, HubPort
 from virtq.errors import PeerGone, TransportError, UriError
 from virtq.transports.base import DriverTransport
 from virtq.transports.loopback import LoopbackTransport
@@ -83,20 +87,43 @@ def by_itself(transport: DriverTransport) -> FarEnd | None:
 
 
 def named(text: str) -> Finder:
-    """The far end at `unix:PATH` or `packet:NAME`; opening it raises TransportError. Raises
-    UriError for another form."""
-    kind, colon, target = text.partition(":")
-    if not colon or not target or kind not in ("unix", "packet"):
-        raise UriError(f"{text!r} is neither unix:PATH nor packet:NAME")
-    make = StreamEnd if kind == "unix" else PacketEnd
+    """The far end at `unix:PATH` or `packet:NAME`; where it cannot be opened there is nothing to
+    see (NotObservable). Raises UriError for another form."""
+    open_it = _named(text)
 
-    def open_it(transport: DriverTransport) -> FarEnd:
+    def find(transport: DriverTransport) -> FarEnd:
         try:
-            return make(target)
+            return open_it()
         except OSError as error:
-            raise TransportError(f"--port {text}: {error.strerror or error}") from None
+            raise NotObservable(f"--port {text}: {error.strerror or error}") from None
 
-    return open_it
+    return find
+
+
+def _named(text: str) -> Callable[[], FarEnd]:
+    kind, _, target = text.partition(":")
+    if not target or kind not in ("unix", "packet"):
+        raise UriError(f"{text!r} is neither unix:PATH nor packet:NAME")
+    return partial(StreamEnd if kind == "unix" else PacketEnd, target)
+
+
+@contextlib.contextmanager
+def reached(uri: str, port: str | None) -> Iterator[tuple[str, Finder]]:
+    """What to open instead of a URI, and how to find the far end of its device's wire: at `port` if
+    that is given, else by itself; a QEMU that is started for it gets a wire. Raises UriError, and
+    TransportError if nothing is at `port`."""
+    if port is not None:
+        if not uri.startswith("qtest:"):  # what QEMU has is there once it is started
+            try:
+                _named(port)().close()
+            except OSError as error:
+                raise TransportError(f"--port {port}: {error.strerror or error}") from None
+        yield uri, named(port)
+    elif wants_wire(uri):
+        with contextlib.closing(QemuWire()) as wire:
+            yield wire.uri(uri), wire.end
+    else:
+        yield uri, by_itself
 
 
 class HubEnd:
@@ -105,7 +132,8 @@ class HubEnd:
     offloads = tunnels = False
 
     def __init__(self, hub: HubPort) -> None:
-        self._link = hub.open(1)
+        self._link = HubLink(hub, 1)
+        hub.add(self._link)
 
     def send(self, packet: Packet) -> None:
         self._link.send(0, [NO_OFFLOAD + packet.frame])
@@ -130,17 +158,16 @@ class StreamEnd:
         self._socket = socket.socket(socket.AF_UNIX)
         self._come = bytearray()
         try:
-            self._socket.settimeout(SEND_TIMEOUT_S)
             self._socket.connect(path)
+            self._socket.setblocking(False)
         except OSError:
             self._socket.close()
             raise
 
     def send(self, packet: Packet) -> None:
-        try:
-            self._socket.sendall(len(packet.frame).to_bytes(_LENGTH_BYTES) + packet.frame)
-        except OSError as error:
-            raise PeerGone(f"the far end of the wire: {error.strerror or error}") from None
+        data = len(packet.frame).to_bytes(_LENGTH_BYTES) + packet.frame
+        while data:
+            data = data[_write(self._socket, partial(self._socket.send, data)) :]
 
     def receive(self) -> list[Packet]:
         while (data := _read(self._socket, 1 << 16)) is not None:
@@ -175,7 +202,7 @@ class PacketEnd:
             self._socket.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             self._socket.bind((name, _ETH_P_ALL))
-            self._socket.settimeout(SEND_TIMEOUT_S)
+            self._socket.setblocking(False)
         except OSError:
             self._socket.close()
             raise
@@ -184,10 +211,8 @@ class PacketEnd:
         header = packet.header
         if not header.flags & NEEDS_CSUM:
             header = Header()
-        try:
-            self._socket.send(header.pack(0)[:_KERNEL_HEADER_BYTES] + packet.frame)
-        except OSError as error:
-            raise PeerGone(f"the far end of the wire: {error.strerror or error}") from None
+        data = header.pack(0)[:_KERNEL_HEADER_BYTES] + packet.frame
+        _write(self._socket, partial(self._socket.send, data))
 
     def receive(self) -> list[Packet]:
         packets = []
@@ -211,10 +236,7 @@ class DatagramEnd:
         self.receive()
 
     def send(self, packet: Packet) -> None:
-        try:
-            self._socket.sendto(packet.frame, self._peer)
-        except OSError as error:
-            raise PeerGone(f"the far end of the wire: {error.strerror or error}") from None
+        _write(self._socket, partial(self._socket.sendto, packet.frame, self._peer))
 
     def receive(self) -> list[Packet]:
         packets = []
@@ -234,7 +256,7 @@ class QemuWire:
         here, self._there = (str(Path(self._folder, name)) for name in ("here", "there"))
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(here)
-        self._socket.settimeout(SEND_TIMEOUT_S)
+        self._socket.setblocking(False)
         self.netdev = (
             f"dgram,id=virtq-far,local.type=unix,local.path={self._there},"
             f"remote.type=unix,remote.path={here}"
@@ -270,5 +292,20 @@ def wants_wire(uri: str) -> bool:
 def _read(sock: socket.socket, size: int) -> bytes | None:
     """What is there; None if nothing is."""
     with contextlib.suppress(BlockingIOError):
-        return sock.recv(size, socket.MSG_DONTWAIT)
+        return sock.recv(size)
     return None
+
+
+def _write(sock: socket.socket, send: Callable[[], int]) -> int:
+    """Send once there is room; how many bytes it was. Raises PeerGone, and NotObservable for a
+    frame that is too large for the wire."""
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return send()
+            if not select.select([], [sock], [], SEND_TIMEOUT_S)[1]:
+                raise PeerGone(f"the far end of the wire took nothing in {SEND_TIMEOUT_S} s")
+    except OSError as error:
+        if error.errno == errno.EMSGSIZE:
+            raise NotObservable("a frame is too large for the wire") from None
+        raise PeerGone(f"the far end of the wire: {error.strerror or error}") from None

@@ -317,7 +317,7 @@ def whole(packet: Packet) -> list[bytes]:
 
 def _cut(frame: bytes, found: Parts, segment_bytes: int) -> list[bytes]:
     head, body = frame[: found.payload], frame[found.payload :]
-    pieces = []
+    pieces: list[bytes] = []
     for at in range(0, len(body), segment_bytes):
         raw = bytearray(head + body[at : at + segment_bytes])
         if found.version == 4:
@@ -339,7 +339,7 @@ def _fragments(frame: bytes, found: Parts, fragment_bytes: int) -> list[bytes]:
     """IPv4 only."""
     head, body = frame[: found.transport], frame[found.transport :]
     step = fragment_bytes & ~7
-    pieces = []
+    pieces: list[bytes] = []
     for at in range(0, len(body), step):
         raw = bytearray(head + body[at : at + step])
         more = 0x2000 if at + step < len(body) else 0

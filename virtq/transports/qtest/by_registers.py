@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from virtq._core import Memory, Position
 from virtq.errors import ConfigError
 from virtq.features import F
+from virtq.status import Status
 from virtq.transports.base import QueueEnd
 from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.notifier import Notifier
@@ -88,6 +89,12 @@ class RegisterTransport:
         if status == 0:
             self._notifier.remove()
         self._registers.write_status(status)
+        if status & Status.FEATURES_OK and not status & Status.DRIVER_OK:
+            # QEMU's network device has its further queues from here on (MQ, RSS).
+            self._registers.count_queues()
+            known = len(self._queue_sizes)
+            more = range(known, self._registers.queue_count)
+            self._queue_sizes += [self._registers.queue_size_max(index) for index in more]
 
     # Configuration space
 
@@ -99,6 +106,11 @@ class RegisterTransport:
     def read_config(self, offset: int, length: int) -> bytes:
         """Raises ConfigError beyond the end."""
         return self._registers.read_config(offset, length)
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What is read from the configuration space by each of the accesses, (offset, width) in
+        bytes, all at one generation. Raises ConfigError beyond the end."""
+        return self._registers.read_config_by(accesses)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Raises ConfigError beyond the end. A device has no way to refuse a value here."""

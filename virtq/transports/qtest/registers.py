@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
+from virtq.errors import TransportError
 from virtq.transports.qtest.access import Accesses
+
+T = TypeVar("T")
 
 CONFIG_READ_ATTEMPTS = 16
 """How often a configuration that changes while it is read is read again."""
@@ -26,6 +30,10 @@ class Registers(Protocol):
     def device_id(self) -> int: ...
     @property
     def queue_count(self) -> int: ...
+    def count_queues(self) -> None:
+        """Count them again: there may be more once the features are known."""
+        ...
+
     @property
     def config_size(self) -> int:
         """The bytes that the bus has for the device's configuration; the device may use fewer."""
@@ -39,6 +47,10 @@ class Registers(Protocol):
 
     def write_feature_word(self, index: int, word: int) -> None: ...
     def read_config(self, offset: int, length: int) -> bytes: ...
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        """By accesses of an offset and a width each, in bytes, all at one generation."""
+        ...
+
     def write_config(self, offset: int, data: bytes) -> None: ...
     def queue_size_max(self, index: int) -> int:
         """0 for a queue that is not available; only while the queue is not enabled."""
@@ -60,18 +72,35 @@ class Registers(Protocol):
         ...
 
 
+def at_one_generation(generation: Callable[[], int], load: Callable[[], T]) -> T:
+    """Read from a device's configuration again while it changes meanwhile (2.5.1)."""
+    for _ in range(CONFIG_READ_ATTEMPTS):
+        before = generation()
+        data = load()
+        if generation() == before:
+            return data
+    raise TransportError("the configuration changes all the time (2.5.1)")
+
+
 def load_bytes(client: Accesses, address: int, length: int) -> bytes:
-    """Read from a device's configuration: an aligned word as such, as its field wants it (4.1.3.1),
-    anything else byte by byte. A wider access could reach past the end, where there is nothing."""
-    if length in (2, 4) and address % length == 0:
-        return client.load(address, length).to_bytes(length, "little")
-    return bytes(client.load(address + at, 1) for at in range(length))
+    """Read from a device's configuration: an aligned number as such, as its field wants it
+    (4.1.3.1), one of 64 bits by its halves, anything else byte by byte. A wider access could reach
+    past the end, where there is nothing."""
+    data = bytearray()
+    for width in _widths(address, length):
+        data += client.load(address + len(data), width).to_bytes(width, "little")
+    return bytes(data)
 
 
 def store_bytes(client: Accesses, address: int, data: bytes) -> None:
     """Write to a device's configuration, in accesses as of `load_bytes`."""
-    if len(data) in (2, 4) and address % len(data) == 0:
-        client.store(address, len(data), int.from_bytes(data, "little"))
-        return
-    for at, byte in enumerate(data):
-        client.store(address + at, 1, byte)
+    at = 0
+    for width in _widths(address, len(data)):
+        client.store(address + at, width, int.from_bytes(data[at : at + width], "little"))
+        at += width
+
+
+def _widths(address: int, length: int) -> list[int]:
+    if length == 8 and address % 4 == 0:
+        return [4, 4]
+    return [length] if length in (2, 4) and address % length == 0 else [1] * length

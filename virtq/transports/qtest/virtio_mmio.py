@@ -7,12 +7,17 @@ device. Their interrupts are lines into the I/O APIC, which QEMU reports over th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
 from virtq.transports.qtest.access import Accesses
-from virtq.transports.qtest.registers import CONFIG_READ_ATTEMPTS, load_bytes, store_bytes
+from virtq.transports.qtest.registers import (
+    at_one_generation,
+    load_bytes,
+    store_bytes,
+)
 
 BASE, BLOCK_BYTES, BLOCKS = 0xFEB0_0000, 0x200, 24
 _MAGIC_VALUE = int.from_bytes(b"virt", "little")
@@ -71,7 +76,7 @@ class MmioRegisters:
         self._client = client
         self._base = base
         self.device_id = self.get("DeviceID")
-        self.queue_count = self._count_queues()
+        self.count_queues()
 
     def get(self, register: str) -> int:
         """Read a control register."""
@@ -81,12 +86,15 @@ class MmioRegisters:
         """Write a control register."""
         self._client.store(self._base + REGISTERS[register], 4, value)
 
-    def _count_queues(self) -> int:
+    def load_config(self, offset: int, size: int) -> int:
+        """One access to the configuration space. Raises ConfigError beyond the end."""
+        self._check_config(offset, size)
+        return self._client.load(self._base + _CONFIG + offset, size)
+
+    def count_queues(self) -> None:
         """The registers do not tell; a queue that is not available has size 0 (4.2.2)."""
-        for index in range(_QUEUES_MAX):
-            if self.queue_size_max(index) == 0:
-                return index
-        return _QUEUES_MAX
+        sizes = map(self.queue_size_max, range(_QUEUES_MAX))
+        self.queue_count = sum(1 for _ in takewhile(bool, sizes))
 
     def read_status(self) -> int:
         return self.get("Status")
@@ -134,12 +142,18 @@ class MmioRegisters:
 
     def read_config(self, offset: int, length: int) -> bytes:
         self._check_config(offset, length)
-        for _ in range(CONFIG_READ_ATTEMPTS):
-            before = self.get("ConfigGeneration")
-            data = load_bytes(self._client, self._base + _CONFIG + offset, length)
-            if self.get("ConfigGeneration") == before:
-                return data
-        raise TransportError("the configuration changes all the time (2.5.1)")
+        return at_one_generation(
+            lambda: self.get("ConfigGeneration"),
+            lambda: load_bytes(self._client, self._base + _CONFIG + offset, length),
+        )
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        self._check_config(0, max((at + width for at, width in accesses), default=1))
+        base = self._base + _CONFIG
+        return at_one_generation(
+            lambda: self.get("ConfigGeneration"),
+            lambda: [load_bytes(self._client, base + at, width) for at, width in accesses],
+        )
 
     def write_config(self, offset: int, data: bytes) -> None:
         self._check_config(offset, len(data))

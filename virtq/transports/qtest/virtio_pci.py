@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from virtq.errors import ConfigError, TransportError
@@ -14,9 +14,9 @@ from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.capabilities import Cfg, Structure, structures
 from virtq.transports.qtest.pci import Function, Window, functions
 from virtq.transports.qtest.registers import (
-    CONFIG_READ_ATTEMPTS,
     POLL_MAX_S,
     POLL_MIN_S,
+    at_one_generation,
     load_bytes,
     store_bytes,
 )
@@ -65,12 +65,18 @@ class PciRegisters:
         self._notify_offsets: dict[int, tuple[int, int]] = {}
         self._structures = structures(function)
         self._common = self.structure(Cfg.COMMON)
-        self.queue_count = self.get("num_queues")
+        self.count_queues()
         self.msix = msix.find(client, function, words)
         if self.msix:
             self.msix.point()
             self.msix.enable(True)
+        self.config_vector = 0
+        self.queue_vectors: dict[int, int] = {}
+        """Where a queue is to have another vector than the usual, or NO_VECTOR."""
         self._driver_features = 0
+
+    def count_queues(self) -> None:
+        self.queue_count = self.get("num_queues")
 
     def structure(self, kind: int) -> Structure:
         """Raises TransportError if the function has none of this `cfg_type`."""
@@ -132,7 +138,7 @@ class PciRegisters:
             self._driver_features = 0
             self._notify_offsets.clear()
         elif self._vectors:
-            self._route("config_msix_vector", 0)
+            self._route("config_msix_vector", self.config_vector)
 
     def read_feature_word(self, index: int) -> int:
         self.put("device_feature_select", index)
@@ -205,12 +211,17 @@ class PciRegisters:
 
     def read_config(self, offset: int, length: int) -> bytes:
         area = self._config_area(offset, length)
-        for _ in range(CONFIG_READ_ATTEMPTS):
-            before = self.get("config_generation")
-            data = load_bytes(self._client, area.address + offset, length)
-            if self.get("config_generation") == before:
-                return data
-        raise TransportError("the configuration changes all the time (2.5.1)")
+        return at_one_generation(
+            lambda: self.get("config_generation"),
+            lambda: load_bytes(self._client, area.address + offset, length),
+        )
+
+    def read_config_by(self, accesses: Sequence[tuple[int, int]]) -> list[bytes]:
+        area = self._config_area(0, max((at + width for at, width in accesses), default=1))
+        return at_one_generation(
+            lambda: self.get("config_generation"),
+            lambda: [load_bytes(self._client, area.address + at, width) for at, width in accesses],
+        )
 
     def write_config(self, offset: int, data: bytes) -> None:
         area = self._config_area(offset, len(data))
@@ -240,6 +251,8 @@ class PciRegisters:
 
     def vector_of(self, queue: int) -> int:
         """One for each queue behind that of the configuration, or one for all."""
+        if queue in self.queue_vectors:
+            return self.queue_vectors[queue]
         if self._vectors > self.queue_count:
             return queue + 1
         return min(1, self._vectors - 1)
@@ -251,7 +264,7 @@ class PciRegisters:
         # lost, was for what is about to be seen there.
         raised = self.msix.take()
         queues = {index for index in range(self.queue_count) if self.vector_of(index) in raised}
-        return queues, 0 in raised
+        return queues, self.config_vector in raised
 
     def _from_isr(self) -> tuple[set[int], bool]:
         status = self.isr()

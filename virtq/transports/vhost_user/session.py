@@ -58,6 +58,7 @@ from virtq.transports.vhost_user.wire import (
     ProtocolError,
     Region,
     RegionTable,
+    VringAddress,
     VringState,
 )
 
@@ -92,7 +93,8 @@ _DRAIN_S = 2.0
 
 def offered_features(device: DeviceSide) -> int:
     """The feature bits that a back-end for this device offers."""
-    features = int(device.offered_features) & ~TRANSPORT_FEATURES
+    # vhost-user has messages for the status, but none that says how to suspend with them.
+    features = int(device.offered_features) & ~(TRANSPORT_FEATURES | F.SUSPEND)
     if not isinstance(device, TranslatedDevice):
         features &= ~int(F.ACCESS_PLATFORM)
     return features | TRANSPORT_FEATURES
@@ -390,6 +392,10 @@ class Session:
         channel.check_event(request.message.name, request.fds.peek())
         self._guest.set_log_event(request.fds.take())
 
+    def _set_vring_addr(self, request: Request, payload: VringAddress) -> None:
+        self._negotiation.rings[payload.ring].address = payload
+        self._vrings.log_used(payload.ring)
+
     def _get_vring_base(self, request: Request, payload: VringState) -> Payload:
         base = self._vrings.stop(payload.ring)
         if not self._vrings.any_live:
@@ -597,7 +603,7 @@ _HANDLERS: Mapping[int, _Handler] = {
     Front.SET_LOG_BASE: Session._set_log_base,
     Front.SET_LOG_FD: Session._set_log_fd,
     Front.SET_VRING_NUM: Session._nothing_to_do,
-    Front.SET_VRING_ADDR: Session._nothing_to_do,
+    Front.SET_VRING_ADDR: Session._set_vring_addr,
     Front.SET_VRING_BASE: Session._nothing_to_do,
     Front.GET_VRING_BASE: Session._get_vring_base,
     Front.SET_VRING_KICK: Session._set_vring_kick,

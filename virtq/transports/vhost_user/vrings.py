@@ -28,6 +28,7 @@ from virtq.transports.vhost_user.inflight import HeldRegion
 from virtq.transports.vhost_user.messages import TRANSPORT_FEATURES
 from virtq.transports.vhost_user.negotiation import Negotiation
 from virtq.transports.vhost_user.rings import Ring, area_bytes, pack_base, unpack_base
+from virtq.transports.vhost_user.wire import VRING_LOG
 
 log = logging.getLogger("virtq.vhost_user")
 
@@ -125,6 +126,11 @@ class Vrings:
         if served.queue is not None:
             served.queue.set_err(fd)
 
+    def log_used(self, index: int) -> None:
+        """Follow the log flag and address of SET_VRING_ADDR, which may change while it is live."""
+        if (queue := self._served[index].queue) is not None:
+            queue.set_used_log(_used_log(self._served[index].ring))
+
     def enable(self, index: int, enabled: bool) -> None:
         if self._served[index].queue is not None:
             self._device.enable_queue(index, enabled)
@@ -188,6 +194,7 @@ class Vrings:
             queue.set_kick(served.kick)
             queue.set_call(served.call)
             queue.set_err(served.err)
+            queue.set_used_log(_used_log(ring))
         except TranslationMiss as miss:
             self._wait(served, miss)
             return
@@ -281,6 +288,11 @@ class Vrings:
         served.waiting = False
         served.resume = None
         _exchange(served, "kick", None)
+
+
+def _used_log(ring: Ring) -> int | None:
+    address = ring.address
+    return address.log if address is not None and address.flags & VRING_LOG else None
 
 
 def reason(error: Exception) -> object:

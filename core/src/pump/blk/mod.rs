@@ -216,6 +216,9 @@ impl Round<'_> {
             self.counts.unsupported += u64::from(outcome.status == Status::Unsupported);
         }
         self.count();
+        if let Some(ram) = self.disk.ram() {
+            ram.settle();
+        }
         for &index in &*self.ready {
             let Progress::Ready(outcome) = self.progress[index] else { continue };
             let written = finish(self.batch, &self.batch.buffers[index], outcome);

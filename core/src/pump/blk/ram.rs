@@ -7,6 +7,7 @@ use std::ptr;
 use libc::iovec;
 
 use super::store::Way;
+use crate::memory::{copy_streaming, streamed};
 
 /// How much of the next transfer is fetched while one is made.
 pub const PREFETCH_BYTES: u64 = 1024;
@@ -68,6 +69,9 @@ impl Ram {
 
     /// Moves all bytes of `vectors`. Beyond the end: EIO, and nothing is moved.
     ///
+    /// Writes go past the caches: a disk is written here and there, and its lines would have to be
+    /// fetched only to be overwritten. Before anybody is told of them comes `settle`.
+    ///
     /// # Safety
     /// Each vector must be valid for writing (`Way::Read`) or reading (`Way::Write`).
     pub unsafe fn transfer(&self, way: Way, offset: u64, vectors: &[iovec]) -> io::Result<()> {
@@ -80,12 +84,18 @@ impl Ram {
             unsafe {
                 match way {
                     Way::Read => there.copy_from_nonoverlapping(here, vector.iov_len),
-                    Way::Write => here.copy_from_nonoverlapping(there, vector.iov_len),
+                    Way::Write => copy_streaming(there, here, vector.iov_len),
                 }
             }
             here = here.wrapping_add(vector.iov_len);
         }
         Ok(())
+    }
+
+    /// Other threads, too, see what was written.
+    #[inline]
+    pub fn settle(&self) {
+        streamed();
     }
 
     /// Make the range read as zeroes; with `unmap` its whole pages go back to the system. Beyond the

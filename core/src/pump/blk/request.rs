@@ -127,7 +127,6 @@ impl Requests<'_, '_> {
             kind::IN => ram.prefetch(Way::Read, offset, buffer.writable.saturating_sub(1)),
             kind::OUT => {
                 let data = buffer.readable.saturating_sub(HEADER_BYTES);
-                ram.prefetch(Way::Write, offset, data);
                 let wanted = data.min(PREFETCH_BYTES) as usize;
                 for (ptr, len) in pieces(self.batch.readable(buffer), HEADER_BYTES, wanted) {
                     prefetch(Way::Read, ptr, len);

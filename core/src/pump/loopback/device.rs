@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lane::DeviceLane;
 use super::{Copies, LoopError, LoopReport, LoopSetup, is_sampled, matches, nap};
-use crate::memory::{copy_from_shared, fill_shared};
+use crate::memory::{copy_from_shared, fill_shared, prefetch_write};
 use crate::queue::DeviceQueue;
 use crate::ring::{Batch, Burst};
 
@@ -185,6 +185,8 @@ impl Sender {
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
         let plain = self.lane.queue.gather(self.most, true, &mut self.burst)?;
         if plain > 0 {
+            // The driver has read these lines last.
+            self.burst.segments().iter().for_each(|segment| prefetch_write(segment.ptr));
             for place in 0..plain {
                 let segment = self.burst.segments()[place];
                 // SAFETY: the segment is mapped while the burst holds it.

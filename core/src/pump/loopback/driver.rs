@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::lane::DriverLane;
 use super::{Copies, LoopError, LoopReport, LoopSetup, ROUNDS, is_sampled, matches, nap};
-use crate::memory::{copy_from_shared, fill_shared};
+use crate::memory::{copy_from_shared, fill_shared, prefetch_write};
 use crate::queue::DriverQueue;
 use crate::ring::Reaped;
 
@@ -111,6 +111,13 @@ impl Cycle {
     /// Add `count` buffers, cookies the numbers of the buffers; there is room for them.
     fn add(&mut self, lane: &mut DriverLane, count: usize, write: bool) -> Result<(), LoopError> {
         let buffers = lane.hosts.len();
+        let end = self.next + count;
+        if self.chain == 1 && end <= buffers {
+            lane.queue.add_each(&lane.pieces[self.next..end], write, self.number)?;
+            self.number += count as u64;
+            self.next = if end == buffers { 0 } else { end };
+            return Ok(());
+        }
         let mut left = count;
         while left > 0 {
             let now = left.min(buffers - self.next);
@@ -141,6 +148,9 @@ fn hand_over(queue: &mut DriverQueue, event: bool) -> Result<(), LoopError> {
     Ok(())
 }
 
+/// How many buffers ahead the memory of one is asked for: the device has read it last.
+const AHEAD: usize = 8;
+
 /// Fills buffers and makes them available.
 pub struct Sender {
     lane: DriverLane,
@@ -158,20 +168,23 @@ impl Sender {
 
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
         let wanted = self.cycle.batch;
-        if self.lane.queue.free() < wanted * self.cycle.slots {
+        if self.lane.free() < wanted * self.cycle.slots {
             self.reaped.clear();
             self.lane.queue.reap(usize::MAX, &mut self.reaped)?;
             self.done += self.reaped.len() as u64;
-            if self.lane.queue.free() < wanted * self.cycle.slots {
+            if self.lane.free() < wanted * self.cycle.slots {
                 return Ok(false);
             }
         }
         let (mut at, mut number) = (self.cycle.next, self.cycle.number);
+        let buffers = self.lane.hosts.len();
         for _ in 0..wanted {
+            let ahead = if at + AHEAD < buffers { at + AHEAD } else { 0 };
+            prefetch_write(self.lane.hosts[ahead]);
             // SAFETY: a whole buffer of the lane, mapped as long as its queue.
             unsafe { fill_shared(self.lane.hosts[at], self.length, number) };
             number += 1;
-            at = if at + 1 == self.lane.hosts.len() { 0 } else { at + 1 };
+            at = if at + 1 == buffers { 0 } else { at + 1 };
         }
         self.cycle.add(&mut self.lane, wanted, false)?;
         hand_over(&mut self.lane.queue, event)?;
@@ -218,7 +231,7 @@ impl Receiver {
             }
             self.done += got as u64;
         }
-        let free = self.lane.queue.free() / self.cycle.slots;
+        let free = self.lane.free() / self.cycle.slots;
         let room = free >= self.cycle.batch;
         if room {
             self.cycle.add(&mut self.lane, free - free % self.cycle.batch, true)?;

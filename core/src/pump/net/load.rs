@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::frame::{Check, Maker, check};
 use super::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 use crate::error::{Fault, QueueError};
-use crate::memory::{Access, copy_from_shared, copy_to_shared, prefetch};
+use crate::memory::{Access, copy_from_shared, copy_to_shared, prefetch, prefetch_write};
 use crate::pump::loopback::run_on;
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, Reaped};
@@ -193,13 +193,20 @@ impl Transmit {
             }
         }
         let mut at = self.slab.next;
+        // The device has read these lines last.
+        for ahead in 0..setup.batch {
+            let ahead = at + ahead;
+            let buffers = self.slab.hosts.len();
+            let ahead = if ahead < buffers { ahead } else { ahead - buffers };
+            prefetch_write(self.slab.hosts[ahead].wrapping_add(setup.header_bytes));
+        }
         for number in self.slab.number..self.slab.number + setup.batch as u64 {
             // SAFETY: a whole buffer of the slab, which the device does not have.
             unsafe { self.maker.write(self.slab.hosts[at].add(setup.header_bytes), number) };
             at = if at + 1 == self.slab.hosts.len() { 0 } else { at + 1 };
         }
         self.slab.add(queue, setup.batch, false)?;
-        queue.kick()?;
+        queue.kick_soon()?;
         Ok(true)
     }
 }
@@ -220,6 +227,10 @@ struct Receive {
     report: LoadReport,
 }
 
+/// Batches that are looked at together.
+const BATCHES: usize = 4;
+/// How many frames ahead the lines of one are asked for.
+const AHEAD: usize = 32;
 /// Of so many frames that are received one is checked.
 const SAMPLED: u64 = 32;
 /// As long as it fits, the next copy goes behind the last one.
@@ -228,52 +239,94 @@ const COPIES_BYTES: usize = 4096;
 impl Receive {
     fn round(&mut self, queue: &mut DriverQueue, setup: &LoadSetup) -> Result<bool, LoadError> {
         self.reaped.clear();
-        let got = queue.reap(setup.batch, &mut self.reaped)?;
-        for one in &self.reaped {
-            let host = self.slab.host(one.cookie);
+        let got = queue.reap(BATCHES * setup.batch, &mut self.reaped)?;
+        self.reaped.iter().take(AHEAD).for_each(|one| self.prefetch(one, setup));
+        let mut added = false;
+        let mut place = 0;
+        while place < got {
+            let end = got.min(place + setup.batch);
+            for place in place..end {
+                if let Some(one) = self.reaped.get(place + AHEAD) {
+                    self.prefetch(one, setup);
+                }
+                self.take(place, queue, setup)?;
+            }
+            place = end;
+            // Those that are still to be copied are free already.
+            added |= self.make_available(queue, got - place, setup)?;
+        }
+        if got == 0 {
+            added = self.make_available(queue, 0, setup)?;
+        }
+        Ok(got > 0 || added)
+    }
+
+    /// Give back what there is beside `kept` buffers, once it is a batch.
+    fn make_available(
+        &mut self,
+        queue: &mut DriverQueue,
+        kept: usize,
+        setup: &LoadSetup,
+    ) -> Result<bool, LoadError> {
+        let room = queue.free().saturating_sub(kept);
+        if room < setup.batch {
+            return Ok(false);
+        }
+        self.slab.add(queue, room, true)?;
+        queue.kick_soon()?;
+        Ok(true)
+    }
+
+    #[inline]
+    fn prefetch(&self, one: &Reaped, setup: &LoadSetup) {
+        let host = self.slab.host(one.cookie);
+        if setup.mergeable {
             prefetch(host);
-            prefetch(host.wrapping_add(setup.header_bytes));
         }
-        for place in 0..got {
-            let Reaped { cookie, written } = self.reaped[place];
-            let host = self.slab.host(cookie);
-            let written = written as usize;
-            let mut skip = 0;
-            if self.left == 0 {
-                skip = setup.header_bytes;
-                if written < skip {
-                    self.report.malformed += 1;
-                    continue;
-                }
-                self.left = if setup.mergeable { self.buffer_count(host, queue)? } else { 1 };
-                self.start = (self.start + self.bytes).next_multiple_of(LINE_BYTES as usize);
-                if self.start >= COPIES_BYTES {
-                    self.start = 0;
-                }
-                self.bytes = 0;
+        prefetch(host.wrapping_add(setup.header_bytes));
+    }
+
+    /// Copy out what is in one used buffer.
+    #[inline]
+    fn take(
+        &mut self,
+        place: usize,
+        queue: &DriverQueue,
+        setup: &LoadSetup,
+    ) -> Result<(), LoadError> {
+        let Reaped { cookie, written } = self.reaped[place];
+        let host = self.slab.host(cookie);
+        let written = written as usize;
+        let mut skip = 0;
+        if self.left == 0 {
+            skip = setup.header_bytes;
+            if written < skip {
+                self.report.malformed += 1;
+                return Ok(());
             }
-            let into = self.start + self.bytes;
-            let part = (written - skip).min(self.copies.len() - into);
-            // SAFETY: a whole buffer of the slab, as long as what was written at least; the ring
-            // checked that.
-            unsafe { copy_from_shared(host.add(skip), &mut self.copies[into..into + part]) };
-            self.bytes += part;
-            self.left -= 1;
-            if self.left == 0 {
-                self.report.received += 1;
-                self.report.bytes += self.bytes as u64;
-                // At once: the next packet may be copied over this one.
-                if self.report.received.is_multiple_of(SAMPLED) {
-                    self.verify()?;
-                }
+            self.left = if setup.mergeable { self.buffer_count(host, queue)? } else { 1 };
+            self.start = (self.start + self.bytes).next_multiple_of(LINE_BYTES as usize);
+            if self.start >= COPIES_BYTES {
+                self.start = 0;
+            }
+            self.bytes = 0;
+        }
+        let into = self.start + self.bytes;
+        let part = (written - skip).min(self.copies.len() - into);
+        // SAFETY: a whole buffer of the slab, as long as what was written at least; the ring
+        // checked that.
+        unsafe { copy_from_shared(host.add(skip), &mut self.copies[into..into + part]) };
+        self.bytes += part;
+        self.left -= 1;
+        if self.left == 0 {
+            self.report.received += 1;
+            self.report.bytes += self.bytes as u64;
+            // At once: the next packet may be copied over this one.
+            if self.report.received.is_multiple_of(SAMPLED) {
+                self.verify()?;
             }
         }
-        let room = queue.free();
-        if room >= setup.batch {
-            self.slab.add(queue, room, true)?;
-            queue.kick()?;
-        }
-        Ok(got > 0 || room >= setup.batch)
+        Ok(())
     }
 
     fn buffer_count(&self, host: *mut u8, queue: &DriverQueue) -> Result<u16, LoadError> {
@@ -301,6 +354,14 @@ impl Receive {
         }
         Ok(())
     }
+}
+
+/// Notify the device where it wished so while something was published.
+fn settle(
+    transmit: Option<&mut DriverQueue>,
+    receive: Option<&mut DriverQueue>,
+) -> Result<(), QueueError> {
+    transmit.into_iter().chain(receive).try_for_each(|queue| queue.kick().map(|_| ()))
 }
 
 /// A load for the queues of one pair; one of them may be missing. They are passed to each run.
@@ -401,10 +462,12 @@ impl Load {
                     progress |= end.round(queue, &self.setup)?;
                 }
                 if !progress {
+                    settle(transmit.as_deref_mut(), receive.as_deref_mut())?;
                     std::hint::spin_loop();
                 }
             }
         }
+        settle(transmit.as_deref_mut(), receive.as_deref_mut())?;
         let seconds = start.elapsed().as_secs_f64();
         let after = self.count(transmit.as_deref(), receive.as_deref());
         Ok(LoadReport {

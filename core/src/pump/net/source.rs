@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::frame::{Maker, put_header};
 use super::sink::Forget;
+use crate::memory::prefetch_write;
 use crate::ring::Burst;
 
 use super::{
@@ -22,46 +24,53 @@ pub struct SourceLink {
 
 struct Made {
     count: Option<u64>,
-    numbers: Mutex<Numbers>,
-}
-
-#[derive(Default)]
-struct Numbers {
-    next: u64,
-    /// Those of packets that came back.
-    returned: BTreeSet<u64>,
+    next: AtomicU64,
+    /// Numbers of packets that came back, and whether there may be any.
+    returned: Mutex<BTreeSet<u64>>,
+    some_returned: AtomicBool,
 }
 
 impl Made {
-    fn lock(&self) -> MutexGuard<'_, Numbers> {
-        self.numbers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.returned.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn claim(&self) -> Option<u64> {
-        let mut numbers = self.lock();
-        if let Some(returned) = numbers.returned.pop_first() {
-            return Some(returned);
+        if self.some_returned.load(Ordering::Relaxed) {
+            let mut returned = self.lock();
+            let first = returned.pop_first();
+            self.some_returned.store(!returned.is_empty(), Ordering::Relaxed);
+            if first.is_some() {
+                return first;
+            }
         }
-        let next = numbers.next;
-        let is_left = self.count.is_none_or(|count| next < count);
-        numbers.next += u64::from(is_left);
-        is_left.then_some(next)
+        let (first, count) = self.claim_new(1);
+        (count == 1).then_some(first)
     }
-}
 
-impl Made {
+    fn claim_new(&self, most: usize) -> (u64, usize) {
+        let mut claimed = 0;
+        let claim = |next| {
+            let left = self.count.map_or(u64::MAX, |count| count - next);
+            claimed = left.min(most as u64);
+            Some(next + claimed)
+        };
+        // The closure always has a value.
+        let (Ok(first) | Err(first)) =
+            self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim);
+        (first, claimed as usize)
+    }
+
+    fn give_back(&self, number: u64) {
+        let mut returned = self.lock();
+        returned.insert(number);
+        self.some_returned.store(true, Ordering::Relaxed);
+    }
+
     /// The first of up to `most` numbers in a row, and how many they are. None while some came back:
     /// those go first, one by one.
     fn claim_many(&self, most: usize) -> (u64, usize) {
-        let mut numbers = self.lock();
-        if !numbers.returned.is_empty() {
-            return (numbers.next, 0);
-        }
-        let first = numbers.next;
-        let left = self.count.map_or(u64::MAX, |count| count - first);
-        let claimed = left.min(most as u64);
-        numbers.next += claimed;
-        (first, claimed as usize)
+        if self.some_returned.load(Ordering::Relaxed) { (0, 0) } else { self.claim_new(most) }
     }
 }
 
@@ -73,7 +82,9 @@ impl SourceLink {
                 format!("a frame of {size} bytes is not in {FRAME_BYTES_MIN}..={FRAME_BYTES_MAX}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        Ok(Self { size, made: Arc::new(Made { count, numbers: Mutex::default() }) })
+        let (next, some_returned) = (AtomicU64::new(0), AtomicBool::new(false));
+        let made = Made { count, next, returned: Mutex::default(), some_returned };
+        Ok(Self { size, made: Arc::new(made) })
     }
 }
 
@@ -91,6 +102,9 @@ impl Link for SourceLink {
 /// The header of a packet without offloads in one buffer.
 const ONE_BUFFER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
+/// How many frames ahead their first line is asked for: the driver has read it last.
+const AHEAD: usize = 16;
+
 struct Generator {
     maker: Maker,
     made: Arc<Made>,
@@ -107,8 +121,9 @@ impl Receiver for Generator {
     }
 
     fn fills(&self) -> bool {
-        let numbers = self.made.lock();
-        numbers.returned.is_empty() && self.made.count.is_none_or(|count| numbers.next < count)
+        let made = &self.made;
+        !made.some_returned.load(Ordering::Relaxed)
+            && made.count.is_none_or(|count| made.next.load(Ordering::Relaxed) < count)
     }
 
     fn fill(&mut self, burst: &mut Burst, frame_bytes_max: usize, tally: &mut Tally) -> usize {
@@ -119,7 +134,12 @@ impl Receiver for Generator {
             return 0;
         }
         let (first, count) = self.made.claim_many(wide);
+        let frame = |index: usize| burst.segments()[index].ptr.wrapping_add(HEADER_BYTES);
+        (0..count.min(AHEAD)).for_each(|index| prefetch_write(frame(index)));
         for index in 0..count {
+            if index + AHEAD < count {
+                prefetch_write(burst.segments()[index + AHEAD].ptr.wrapping_add(HEADER_BYTES));
+            }
             let host = burst.segments()[index].ptr;
             // SAFETY: the segment is mapped while the burst holds it, and long enough.
             unsafe {
@@ -137,11 +157,11 @@ impl Receiver for Generator {
     }
 
     fn give_back(&mut self, _packet: Vec<u8>) {
-        self.made.lock().returned.insert(self.last);
+        self.made.give_back(self.last);
     }
 
     fn ahead(&self) -> usize {
-        let next = self.made.lock().next;
+        let next = self.made.next.load(Ordering::Relaxed);
         self.made.count.map_or(BATCH, |count| count.saturating_sub(next).min(BATCH as u64) as usize)
     }
 }

@@ -5,8 +5,9 @@
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::mem::zeroed;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use super::{
 /// Pieces of a packet that are written in place; one in more pieces is copied first.
 const PIECES_MAX: usize = 64;
 const PACKET_BYTES_MAX: usize = HEADER_BYTES + FRAME_BYTES_MAX;
+/// Where a header has `hdr_len`.
+const HDR_LEN: Range<usize> = 2..4;
 /// Header flag: the checksum is not complete.
 const NEEDS_CSUM: u8 = 1;
 /// Bit beside the types in `gso_type`.
@@ -232,8 +235,18 @@ impl Writer {
             Err(error) if error.raw_os_error() == Some(libc::EBADFD) && self.pair > 0 => {
                 write(&self.queues.files[0])
             }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.write_unhinted(frame),
             result => result,
         }
+    }
+
+    /// The same without `hdr_len`: the kernel refuses a packet for one that is too large, and it need
+    /// not be right (5.1.6.2.2).
+    fn write_unhinted(&mut self, frame: &Frame<'_>) -> io::Result<usize> {
+        self.packet.clear();
+        frame.append_packet_to(&mut self.packet);
+        self.packet[HDR_LEN].fill(0);
+        (&self.queues.files[self.pair]).write(&self.packet)
     }
 }
 

@@ -58,7 +58,7 @@ impl TransmitPath {
         // As below.
         self.ledger.add(&tally);
         queue.retire(&self.burst, plain, false)?;
-        queue.call()?;
+        queue.call_soon()?;
         Ok(plain)
     }
 }
@@ -79,6 +79,21 @@ fn holds_packet(buffer: &Buffer) -> bool {
 
 impl Path for TransmitPath {
     fn round(&mut self, queue: &mut DeviceQueue, enabled: bool) -> Result<usize, QueueError> {
+        let done = self.round_of_any(queue, enabled);
+        if !matches!(done, Ok(1..)) {
+            // Whoever waits now must not have missed a wish of the driver.
+            queue.call()?;
+        }
+        done
+    }
+}
+
+impl TransmitPath {
+    fn round_of_any(
+        &mut self,
+        queue: &mut DeviceQueue,
+        enabled: bool,
+    ) -> Result<usize, QueueError> {
         let plain = self.round_of_plain(queue, enabled)?;
         if plain > 0 || self.burst.is_empty() && !self.burst.is_blocked() {
             return Ok(plain);

@@ -167,6 +167,14 @@ impl<O: Order> PackedDevice<O> {
         }
     }
 
+    /// So many slots were taken and used at once.
+    #[inline]
+    fn pass(&mut self, slots: u32) {
+        self.next_avail = self.next_avail.advanced(slots, self.common.size);
+        self.next_used = self.next_used.advanced(slots, self.common.size);
+        self.passed = self.passed.saturating_add(slots);
+    }
+
     fn advance_used(&mut self, used: &UsedEntry) {
         self.next_used = self.next_used.advanced(used.slots, self.common.size);
         self.slots_taken -= used.slots;
@@ -308,6 +316,16 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
             return Ok(0);
         }
         let size = self.common.size;
+        if O::IN_ORDER && self.merge && !write {
+            // One for all of them (2.8.8).
+            let (id, written) = burst.used(count - 1);
+            let word = Descriptor::word(written, id, self.next_used.used_flags());
+            // Release: as in `flush`.
+            self.areas.ring.store64(self.next_used.offset() + 8, word, Ordering::Release);
+            self.pass(count as u32);
+            self.common.check_mapping()?;
+            return Ok(1);
+        }
         let end =
             |from| if O::IN_ORDER && self.merge { burst.run_end(from, count, write) } else { from };
         let entry = |from: usize, last: usize, at: Cursor| {
@@ -342,25 +360,29 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         if !forward {
             ring.store64(first_offset, first_word, Ordering::Release);
         }
-        self.next_avail = self.next_avail.advanced(count as u32, size);
-        self.next_used = self.next_used.advanced(count as u32, size);
-        self.passed = self.passed.saturating_add(count as u32);
+        self.pass(count as u32);
         self.common.check_mapping()?;
         Ok(entries)
     }
 
-    fn call_wanted(&mut self) -> Result<bool, QueueError> {
+    fn call_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
-        let slots = std::mem::take(&mut self.passed);
+        let slots = self.passed;
         if slots == 0 {
             return Ok(false);
         }
-        // Full barrier: pairs with the driver's, between stating its wish and reading the ring.
-        full_fence();
+        let settled = settled || slots >= self.common.size.into() || self.never_asked;
+        if settled {
+            // Full barrier: pairs with the driver's, between stating its wish and reading the ring.
+            full_fence();
+        }
         let word = self.areas.driver.load32(0, Ordering::Relaxed);
         let passed = Passed { slot: self.next_used.slot, wrap: self.next_used.wrap, slots };
         let wanted = packed_wanted(word, passed, self.common.size, self.common.event_idx)
             .map_err(|fault| self.common.fail(fault.into()))?;
+        if settled || wanted {
+            self.passed = 0;
+        }
         let first = std::mem::take(&mut self.never_asked);
         Ok(wanted || first && (word >> 16) as u16 & 3 == EVENT_DESC)
     }

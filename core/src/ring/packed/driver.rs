@@ -180,6 +180,43 @@ impl<O: Order> PackedDriver<O> {
         Ok(true)
     }
 
+    /// Up to `most` buffers that are used in order by a descriptor each, without a look at anything
+    /// but these.
+    #[inline]
+    fn reap_singles(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
+        let (ring, size, mut at) = (&self.areas.ring, self.common.size, self.next_used);
+        let slots = self.added.front_slots();
+        let sent = self.added.pop_singles(self.published_total, most, |cookie, id, writable| {
+            // Acquire: as in `used_word`.
+            let word = ring.load64(at.offset() + 8, Ordering::Acquire);
+            let used = Descriptor::from_words(0, word);
+            if !at.is_used(used.high) || used.low != id || used.len > writable {
+                return false;
+            }
+            at = at.advanced(slots, size);
+            into.push(Reaped { cookie, written: used.len });
+            true
+        });
+        self.used_entries += u64::from(sent.count);
+        self.free += u32::from(sent.count) * slots;
+        self.next_used = at;
+        sent.count.into()
+    }
+
+    /// One buffer in one piece; there is room.
+    #[inline]
+    fn add_single(&mut self, piece: Piece, write: bool, cookie: u64) {
+        let id = self.added.next_id(self.next_avail.slot);
+        self.write_descriptor(piece, id, if write { flags::WRITE } else { 0 });
+        let writable = if write { piece.len } else { 0 };
+        let sent = Sent { cookie, writable, slots: 1, id, serial: self.added_total };
+        let after = self.added.next_slot(id);
+        self.added.push(sent, after);
+        self.added_total += 1;
+        self.free -= 1;
+        self.passed = self.passed.saturating_add(1);
+    }
+
     /// Up to `most` of the run's buffers; all but its last count as completely written (2.8.8).
     #[inline]
     fn reap_run(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
@@ -264,6 +301,12 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         cookie: u64,
     ) -> Result<usize, QueueError> {
         self.common.check()?;
+        if let [piece] = pieces
+            && self.free > 0
+        {
+            self.add_single(*piece, write, cookie);
+            return Ok(1);
+        }
         let count = pieces.len().min(self.free as usize);
         let descriptor_flags = if write { flags::WRITE } else { 0 };
         let (ring, size) = (&self.areas.ring, self.common.size);
@@ -316,21 +359,28 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         buffers as usize
     }
 
-    fn kick_wanted(&mut self) -> Result<bool, QueueError> {
+    fn kick_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
         if self.held.is_some() {
             return Err(QueueError::Invalid("publish before asking for a notification".into()));
         }
-        let slots = std::mem::take(&mut self.passed);
+        let slots = self.passed;
         if slots == 0 {
             return Ok(false);
         }
-        // Full barrier: pairs with the device's, between stating its wish and reading the ring.
-        full_fence();
+        let settled = settled || slots >= self.common.size.into();
+        if settled {
+            // Full barrier: pairs with the device's, between stating its wish and reading the ring.
+            full_fence();
+        }
         let word = self.areas.device.load32(0, Ordering::Relaxed);
         let passed = Passed { slot: self.next_avail.slot, wrap: self.next_avail.wrap, slots };
-        packed_wanted(word, passed, self.common.size, self.common.event_idx)
-            .map_err(|fault| self.common.fail(fault.into()))
+        let wanted = packed_wanted(word, passed, self.common.size, self.common.event_idx)
+            .map_err(|fault| self.common.fail(fault.into()))?;
+        if settled || wanted {
+            self.passed = 0;
+        }
+        Ok(wanted)
     }
 
     fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError> {
@@ -338,6 +388,12 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         let mut reaped = 0;
         while reaped < max {
             if self.run.left == 0 {
+                if O::IN_ORDER {
+                    reaped += self.reap_singles(max - reaped, into);
+                    if reaped == max {
+                        break;
+                    }
+                }
                 match self.next_run() {
                     Ok(true) => {}
                     Ok(false) => break,

@@ -34,6 +34,8 @@ pub struct SplitDevice<O: Order> {
     merge: bool,
     /// Where what is taken is written down, if it is.
     log: Option<Box<SplitLog>>,
+    /// Where the dirty log has the used ring, if not at its own address.
+    used_log: Option<u64>,
 }
 
 impl<O: Order> SplitDevice<O> {
@@ -57,6 +59,7 @@ impl<O: Order> SplitDevice<O> {
             taken: O::Taken::new(size),
             merge: true,
             log: None,
+            used_log: None,
         }
     }
 
@@ -196,12 +199,20 @@ impl<O: Order> SplitDevice<O> {
         if self.common.memory.log().is_none() {
             return;
         }
-        let used = &self.areas.used;
         for entry in 0..entries {
             let slot = first.wrapping_add(entry) & self.mask;
-            self.common.memory.mark_dirty(used.guest_addr(used_offset(slot)), 8);
+            self.mark_used(used_offset(slot), 8);
         }
-        self.common.memory.mark_dirty(used.guest_addr(FLAGS), 4);
+        self.mark_used(FLAGS, 4);
+    }
+
+    fn mark_used(&self, offset: usize, len: u64) {
+        let memory = &self.common.memory;
+        match (self.used_log, memory.log()) {
+            // It is an address of the log, whatever the rings' own addresses are.
+            (Some(base), Some(log)) => log.mark(base.saturating_add(offset as u64), len),
+            _ => memory.mark_dirty(self.areas.used.guest_addr(offset), len),
+        }
     }
 }
 
@@ -322,6 +333,12 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             return Err(QueueError::Stale);
         }
         let (mut from, mut entries) = (0, 0);
+        if O::IN_ORDER && self.merge && !write && count > 0 {
+            // One for all of them (2.7.9).
+            let (id, written) = burst.used(count - 1);
+            self.write_element(self.next_used & self.mask, id, written);
+            (from, entries) = (count, 1);
+        }
         while from < count {
             let last =
                 if O::IN_ORDER && self.merge { burst.run_end(from, count, write) } else { from };
@@ -341,21 +358,29 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         Ok(entries)
     }
 
-    fn call_wanted(&mut self) -> Result<bool, QueueError> {
+    fn call_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
-        let new = self.next_used;
-        let old = self.asked.replace(new);
+        let (old, new) = (self.asked, self.next_used);
         if old == Some(new) {
             return Ok(false);
         }
-        // Full barrier: pairs with the driver's, between stating its wish and reading the index.
-        full_fence();
-        let avail = &self.areas.avail;
-        if self.common.event_idx {
-            let event = avail.load16(used_event_offset(self.common.size), Ordering::Relaxed);
-            return Ok(old.is_none_or(|old| need_event(event, new, old)));
+        let size = self.common.size;
+        let settled = settled || old.is_none_or(|old| new.wrapping_sub(old) >= size);
+        if settled {
+            // Full barrier: pairs with the driver's, between stating its wish and reading the index.
+            full_fence();
         }
-        Ok(avail.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0)
+        let avail = &self.areas.avail;
+        let wanted = if self.common.event_idx {
+            let event = avail.load16(used_event_offset(size), Ordering::Relaxed);
+            old.is_none_or(|old| need_event(event, new, old))
+        } else {
+            avail.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0
+        };
+        if settled || wanted {
+            self.asked = Some(new);
+        }
+        Ok(wanted)
     }
 
     fn enable_kicks(&mut self) -> bool {
@@ -398,6 +423,10 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
         self.last_avail = self.last_avail.wrapping_sub(buffers);
         self.seen = self.last_avail;
         self.position()
+    }
+
+    fn set_used_log(&mut self, addr: Option<u64>) {
+        self.used_log = addr;
     }
 
     fn set_memory(&mut self, memory: Arc<Memory>) {

@@ -181,6 +181,42 @@ impl<O: Order> SplitDriver<O> {
         Ok(())
     }
 
+    /// Up to `most` of the `pending` buffers that are used in order by an element each, without a look
+    /// at anything but these.
+    #[inline]
+    fn reap_singles(&mut self, pending: u16, most: usize, into: &mut Vec<Reaped>) -> usize {
+        let (used, mask, mut slot) = (&self.areas.used, self.mask, self.last_used);
+        let most = most.min(pending.into());
+        let sent = self.added.pop_singles(self.published_total, most, |cookie, id, writable| {
+            let offset = used_offset(slot & mask);
+            let written = used.load32(offset + 4, Ordering::Relaxed);
+            if used.load32(offset, Ordering::Relaxed) != id.into() || written > writable {
+                return false;
+            }
+            slot = slot.wrapping_add(1);
+            into.push(Reaped { cookie, written });
+            true
+        });
+        self.used_entries += u64::from(sent.count);
+        self.free += sent.count * sent.slots;
+        self.last_used = slot;
+        sent.count.into()
+    }
+
+    /// One buffer in one piece; there is room.
+    #[inline]
+    fn add_single(&mut self, piece: Piece, write: bool, cookie: u64) {
+        let head = self.added.next_id(self.added.cursor());
+        let after = self.write_single(head, piece, if write { flags::WRITE } else { 0 });
+        let writable = if write { piece.len } else { 0 };
+        let sent = Sent { cookie, writable, slots: 1, id: head, serial: self.added_total };
+        self.added.push(sent, after);
+        self.added_total += 1;
+        self.free -= 1;
+        put_head(&self.areas.avail, self.next_avail & self.mask, head);
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
     /// Up to `most` of the run's buffers; all but its last count as completely written (2.7.9).
     #[inline]
     fn reap_run(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
@@ -257,6 +293,12 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         cookie: u64,
     ) -> Result<usize, QueueError> {
         self.common.check()?;
+        if let [piece] = pieces
+            && self.free > 0
+        {
+            self.add_single(*piece, write, cookie);
+            return Ok(1);
+        }
         let count = pieces.len().min(self.free.into());
         let (desc, avail, mask, next_avail) =
             (&self.areas.desc, &self.areas.avail, self.mask, self.next_avail);
@@ -301,21 +343,28 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         buffers.into()
     }
 
-    fn kick_wanted(&mut self) -> Result<bool, QueueError> {
+    fn kick_wanted(&mut self, settled: bool) -> Result<bool, QueueError> {
         self.common.check()?;
         let (old, new) = (self.asked, self.published);
         if old == new {
             return Ok(false);
         }
-        self.asked = new;
-        // Full barrier: pairs with the device's, between stating its wish and reading the index.
-        full_fence();
-        let used = &self.areas.used;
-        if self.common.event_idx {
-            let event = used.load16(avail_event_offset(self.common.size), Ordering::Relaxed);
-            return Ok(need_event(event, new, old));
+        let size = self.common.size;
+        let settled = settled || new.wrapping_sub(old) >= size;
+        if settled {
+            // Full barrier: pairs with the device's, between stating its wish and reading the index.
+            full_fence();
         }
-        Ok(used.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0)
+        let used = &self.areas.used;
+        let wanted = if self.common.event_idx {
+            need_event(used.load16(avail_event_offset(size), Ordering::Relaxed), new, old)
+        } else {
+            used.load16(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0
+        };
+        if settled || wanted {
+            self.asked = new;
+        }
+        Ok(wanted)
     }
 
     fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError> {
@@ -331,7 +380,15 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         let mut reaped = 0;
         while reaped < max && self.last_used != index {
             if self.run.left == 0 {
-                let pending = index.wrapping_sub(self.last_used);
+                let mut pending = index.wrapping_sub(self.last_used);
+                if O::IN_ORDER {
+                    let singles = self.reap_singles(pending, max - reaped, into);
+                    reaped += singles;
+                    pending -= singles as u16;
+                    if reaped == max || pending == 0 {
+                        break;
+                    }
+                }
                 if let Err(error) = self.next_run(pending) {
                     return if reaped > 0 { Ok(reaped) } else { Err(self.common.fail(error)) };
                 }

@@ -15,11 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SECTOR_BYTES;
-use super::ram::prefetch;
 use super::request::{HEADER_BYTES, kind};
-use super::store::Way;
 use crate::error::QueueError;
-use crate::memory::{Access, Mapping, Memory, copy_from_shared, copy_to_shared};
+use crate::memory::{Access, Mapping, Memory, copy_from_shared, copy_to_shared, streamed};
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, QUEUE_SIZE_MAX, Reaped};
 
@@ -39,8 +37,6 @@ const NO_STATUS: u8 = 0xff;
 pub const BLOCK_BYTES_MAX: u32 = 1 << 24;
 /// How long nothing at all may come back before the device is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How much of a payload is fetched before it is written.
-const PAYLOAD_BYTES: usize = 4096;
 /// How often a polling load that finds nothing looks at the clock.
 const SPINS_PER_LOOK: u32 = 64;
 
@@ -372,24 +368,19 @@ impl Load {
             while let Some(&slot) = self.free[lane].last() {
                 let Some((block, write)) = self.next(run, now) else { break };
                 self.prepare(slot, block, write, now);
-                if let [.., next, _] = self.free[lane][..]
-                    && write
-                {
-                    // The device has its lines, having read them: they travel while we go on.
-                    let data = self.block(next);
-                    prefetch(Way::Write, data.ptr, data.bytes.min(PAYLOAD_BYTES));
-                }
                 let (readable, writable) = self.pieces(slot);
                 let stored = usize::from(write);
                 queue.add(&readable[..1 + stored], &writable[stored..], slot as u64)?;
                 self.free[lane].pop();
                 added += 1;
                 if added == self.options.batch {
+                    streamed();
                     queue.kick()?;
                     added = 0;
                 }
             }
             if added > 0 {
+                streamed();
                 queue.kick()?;
             }
         }

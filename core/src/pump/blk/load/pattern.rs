@@ -2,9 +2,10 @@
 //! whatever is read can be checked, whoever wrote it and however often.
 
 use super::super::SECTOR_BYTES;
-use crate::memory::{copy_from_shared, copy_to_shared};
+use crate::memory::{copy_from_shared, copy_to_shared, fill_streaming};
 
 const SECTOR: usize = SECTOR_BYTES as usize;
+const LINE: usize = 64;
 /// Stands where the device is to write.
 const UNWRITTEN: [u8; SECTOR] = [0xa5; SECTOR];
 /// 2^64 divided by the golden ratio: multiplied by it, neighbouring numbers end up far apart.
@@ -46,14 +47,30 @@ pub struct Block {
 }
 
 impl Block {
-    /// Writes the pattern of the sectors from `sector` on.
+    /// Writes the pattern of the sectors from `sector` on, past the caches: in the device's hands
+    /// next, it should not have to be asked for here. Before the device is told comes `streamed`.
     ///
     /// # Safety
     /// The block must be valid for writing.
     pub unsafe fn fill(self, sector: u64, seed: u64) {
+        if !self.ptr.addr().is_multiple_of(LINE) {
+            for (at, sector) in (0..self.bytes).step_by(SECTOR).zip(sector..) {
+                // SAFETY: within the block.
+                unsafe { copy_to_shared(self.ptr.add(at), &sector_bytes(sector, seed)) };
+            }
+            return;
+        }
         for (at, sector) in (0..self.bytes).step_by(SECTOR).zip(sector..) {
-            // SAFETY: within the block.
-            unsafe { copy_to_shared(self.ptr.add(at), &sector_bytes(sector, seed)) };
+            let mut word = mix(sector ^ mix(seed));
+            for at in (at..at + SECTOR).step_by(LINE) {
+                let words = std::array::from_fn(|_| {
+                    let now = word;
+                    word = word.wrapping_add(SPREAD);
+                    now.to_le()
+                });
+                // SAFETY: a line within the block.
+                unsafe { fill_streaming(self.ptr.add(at), words) };
+            }
         }
     }
 
