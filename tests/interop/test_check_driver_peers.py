@@ -1,4 +1,4 @@
-"""`virtq check --driver` on Linux's drivers in a guest: quick selections with verdicts that are known.
+"""`virtq check --driver` on Linux in a guest: a quick selection with verdicts that are known.
 
 docs/findings.md has the whole; DPDK's driver is judged in `test_check_driver.py`.
 """
