@@ -199,15 +199,16 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
             stack.enter_context(busy())
         command = [sys.executable, "-m", "virtq", "check", *words]
         command += ["--json", "--seed", str(seed)]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            raise NotJudged(f"no end within {RUN_TIMEOUT_S:g} s") from None
-    if not done.stdout:
-        raise NotJudged(done.stderr.strip() or f"status {done.returncode}")
-    found = json.loads(done.stdout)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                shown, said = process.communicate(timeout=RUN_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # and it ends the peer that it has started
+                raise NotJudged(f"no end within {RUN_TIMEOUT_S:g} s") from None
+    if not shown:
+        raise NotJudged(said.strip() or f"status {process.returncode}")
+    found = json.loads(shown)
     found["loaded"], found["seconds"] = loaded, round(time.monotonic() - began, 1)
     path = stored(subject, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

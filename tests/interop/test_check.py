@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from tests.interop.peers.availability import program
 from tests.interop.peers.testpmd import Testpmd, TestpmdConfig, VhostPort
+from tests.unit.vhost_user.support import eventually
 from virtq.bench.peers import storage_daemon as qemu_storage_daemon
 from virtq.check.case import Verdict
 from virtq.check.run import OUR_FAULT, Subject, chosen
@@ -251,3 +254,19 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert run(["check", "--coverage"]) == 0
     assert "requirements that can be observed have a case" in capsys.readouterr().out
+
+
+@pytest.mark.interop
+def test_what_was_started_does_not_outlive_the_judge(tmp_path: Path) -> None:
+    """However it is told to end."""
+    uri, start = storage_daemon(tmp_path)
+    pid = tmp_path / "pid"
+    words = [sys.executable, "-m", "virtq", "check", uri, "--repeat", "1000"]
+    command = [*words, "--start", f"echo $$ >{pid}; {start}", "--only", "split.around_the_ring"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as judge:
+        assert eventually(lambda: pid.exists() and pid.read_text().strip() != "")
+        daemon = Path("/proc", pid.read_text().strip())
+        assert daemon.exists()
+        judge.terminate()
+        assert judge.wait(30.0) == 128 + signal.SIGTERM
+    assert not daemon.exists()

@@ -1,6 +1,6 @@
-"""`virtq check --driver` on drivers that nobody here wrote: Linux's in a guest, and DPDK's.
+"""`virtq check --driver` on Linux in a guest: a quick selection with verdicts that are known.
 
-Quick selections with verdicts that are known; docs/findings.md has the whole.
+docs/findings.md has the whole; DPDK's driver is judged in `test_check_driver.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from virtq.bench.peers.hugepages import reserve
 from virtq.check.run import OUR_FAULT
 from virtq.cli import run
 
@@ -20,8 +19,6 @@ from .peers.availability import ROOT, require
 
 pytestmark = pytest.mark.interop
 
-PACKET_MEMORY_MIB = 256
-LIFE_S = 120
 QUICK = ("driver.split.the_*", "driver.packed.the_*", "driver.split.in_order_slots*")
 RINGS = {"split", "split-in-order", "packed", "packed-in-order"}
 
@@ -51,17 +48,3 @@ def test_linux_disk(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.interop.peers.loaded_guest", "blk"]
     start = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(words)} {{socket}}"
     check(verdicts(capsys, "blk", tmp_path / "disk.sock", start))
-
-
-def test_dpdk_virtio_user(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    require("dpdk")
-    start = (
-        # testpmd ends with its input; what is not interactive says nothing and forwards at once.
-        f"sleep {LIFE_S} | RUNTIME_DIRECTORY={tmp_path} dpdk-testpmd --lcores 0@0,1@0"
-        f" -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory --single-file-segments"
-        " --file-prefix=virtq-driver --vdev net_virtio_user0,path={socket},queues=1,"
-        "queue_size=256,packed_vq={packed},in_order={in_order} --"
-        " --total-num-mbufs=8192 --forward-mode=flowgen --auto-start"
-    )
-    with reserve(PACKET_MEMORY_MIB):
-        check(verdicts(capsys, "net", tmp_path / "net.sock", start))
