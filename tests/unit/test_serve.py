@@ -94,7 +94,7 @@ def test_what_a_handler_raises_is_for_the_runner() -> None:
             raise RuntimeError("no")
         return request.write(b"yes")
 
-    def failed(request: Request, error: Exception) -> None:
+    def failed(request: Request, error: BaseException) -> None:
         told.append(str(error))
         request.complete(request.write(b"failed"))
 

@@ -39,5 +39,5 @@ UNSEEN: Mapping[str, str] = {
     "notify.data.repeat-identical": _WITH_DATA,
     "packed.id.range-in-example": "an example's own expectation",
     "cfg.drv.only-check-large-enough": "what a driver compares does not show",
-    "suspend.drv.no-new-buffers": "registers are seen without the ring, and a socket has no suspend",
+    "suspend.drv.no-new-buffers": "a log of registers has no ring, and a socket no suspend",
 }
