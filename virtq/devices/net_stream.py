@@ -82,10 +82,10 @@ class _Plug:
     def _run(self) -> None:
         while True:
             peer = self._peer
-            others: list[socket.socket | int] = [self._listener if peer is None else peer]
             full = [peer] if peer is not None and self._gone else []
             wire = self._link.fileno(0)
-            readable, writable, _ = select.select([self._end, wire, *others], full, [])
+            looked_at: list[int | socket.socket] = [self._end, wire, peer or self._listener]
+            readable, writable, _ = select.select(looked_at, full, [])
             if self._end in readable:
                 return
             if self._listener in readable:
