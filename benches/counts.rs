@@ -26,6 +26,8 @@ fn main() {
         indirect: false,
         event: wait.is_some(),
         regions: 1,
+        depth: None,
+        spread: false,
         pin: None,
     };
     let mut ring = RingLoop::new(setup).unwrap_or_else(|error| panic!("{error}"));

@@ -54,6 +54,8 @@ fn main() {
             indirect: false,
             event: false,
             regions: option("--regions", 1) as usize,
+            depth: None,
+            spread: false,
             pin: (!free).then_some((0, 1)),
         };
         let ring = RingLoop::new(setup).unwrap_or_else(|error| panic!("{error}"));

@@ -40,6 +40,7 @@ from virtq.bench.peers.hugepages import reserve
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "findings.md"
 RESULTS = ROOT / "target" / "judge"
+QEMU, TESTPMD = "qemu-system-x86_64", "dpdk-testpmd"
 NEWEST = ".peers/newest/qemu-system-x86_64"
 RUN_TIMEOUT_S = 300.0
 """A run ends by itself; this is for one that does not, which is told as such."""
@@ -92,21 +93,47 @@ def vhost_port(folder: Path) -> Iterator[list[str]]:
     """testpmd with a vhost port that throws away what it is sent. It ends with its input."""
     path, last = folder / "net.sock", (os.cpu_count() or 1) - 1
     command = (
-        f"sleep {RUN_TIMEOUT_S:g} | dpdk-testpmd --lcores 0@0,1@{last} --no-pci --in-memory"
-        f" -m {PACKET_MEMORY_MIB} --vdev net_vhost0,iface={path} --"
+        # One that was killed leaves its socket in the way.
+        f"rm -f {path}; sleep {RUN_TIMEOUT_S:g} | RUNTIME_DIRECTORY={folder} dpdk-testpmd"
+        f" --lcores 0@0,1@{last} -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
+        f" --single-file-segments --file-prefix=virtq-judge --vdev net_vhost0,iface={path} --"
         " --total-num-mbufs=8192 --forward-mode=rxonly --auto-start"
     )
     with reserve(PACKET_MEMORY_MIB):
         yield [f"vhost-user:{path}?device=net&queues=2", "--start", command]
 
 
+@contextlib.contextmanager
+def guest(device: str, folder: Path) -> Iterator[list[str]]:
+    """A Linux guest that keeps its driver at work; QEMU is the front-end."""
+    words = [sys.executable, "-m", "tests.interop.peers.loaded_guest", device]
+    start = f"exec {shlex.join(words)} {{socket}}"
+    yield ["--driver", f"vhost-user:{folder / 'd.sock'}", "--type", device, "--start", start]
+
+
+@contextlib.contextmanager
+def virtio_user(options: str, folder: Path) -> Iterator[list[str]]:
+    """testpmd with a virtio-user port that sends all the time, and takes what comes."""
+    last = (os.cpu_count() or 1) - 1
+    start = (
+        f"sleep {RUN_TIMEOUT_S:g} | RUNTIME_DIRECTORY={folder} dpdk-testpmd"
+        f" --lcores 0@{last},1@{last} -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
+        " --single-file-segments --file-prefix=virtq-judge --force-max-simd-bitwidth=512"
+        " --vdev net_virtio_user0,path={socket},queues=1,queue_size=256,packed_vq={packed},"
+        f"in_order={{in_order}}{options} --"
+        " --total-num-mbufs=8192 --forward-mode=flowgen --auto-start"
+    )
+    with reserve(PACKET_MEMORY_MIB):
+        yield ["--driver", f"vhost-user:{folder / 'd.sock'}", "--type", "net", "--start", start]
+
+
 def _qemu(qemu: str, title: str, needs: str) -> Iterator[Subject]:
-    option = "" if needs == "qemu-system-x86_64" else f"qemu={needs}"
+    option = "" if needs == QEMU else f"qemu={needs}"
     for device in ("blk", "net", "rng", "console"):
         for bus, suffix in (("pci", "pci"), ("mmio", "device")):
             model = f"virtio-{'serial' if device == 'console' else device}-{suffix}"
             start = partial(qtest, model, f"?{option}" if option else "")
-            yield Subject(f"{qemu}-{device}-{bus}", f"{title}, {device}", bus, start, needs)
+            yield Subject(f"{qemu}-{device}-{bus}", title.format(device), bus, start, needs)
 
 
 def _small() -> Iterator[Subject]:
@@ -118,16 +145,36 @@ def _small() -> Iterator[Subject]:
             f"QEMU 10.0, {device}, `queue_size={size}`",
             "mmio",
             partial(qtest, f"virtio-{model}-device", f"?queue_size={size}"),
-            "qemu-system-x86_64",
+            QEMU,
         )
 
 
 SUBJECTS = (
-    *_qemu("qemu", "QEMU 10.0", "qemu-system-x86_64"),
+    *_qemu("qemu", "QEMU 10.0, {}", QEMU),
     *_small(),
-    *_qemu("newest", "QEMU 11.1", NEWEST),
+    *_qemu("newest", "QEMU 11.1, {}", NEWEST),
     Subject("qsd", "qemu-storage-daemon 10.0, blk", "vhost-user", export, "qemu-storage-daemon"),
-    Subject("dpdk", "DPDK 22.11 vhost, net", "vhost-user", vhost_port, "dpdk-testpmd", alone=True),
+    Subject("dpdk", "DPDK 22.11 vhost, net", "vhost-user", vhost_port, TESTPMD, alone=True),
+    *(
+        Subject(f"linux-{device}", f"Linux 7.3 driver, {device}", "vhost-user", start, needs)
+        for device, needs in (("blk", QEMU), ("net", QEMU), ("rng", QEMU), ("console", NEWEST))
+        for start in (partial(guest, device),)
+    ),
+    *(
+        Subject(
+            f"virtio-user{name}",
+            f"DPDK 22.11 virtio-user driver, net{options.replace(',', ', ')}",
+            "vhost-user",
+            partial(virtio_user, options),
+            TESTPMD,
+            alone=True,
+        )
+        for name, options in (
+            ("", ""),
+            ("-small", ",mrg_rxbuf=0"),
+            ("-vectorized", ",mrg_rxbuf=0,vectorized=1"),
+        )
+    ),
 )
 
 
@@ -152,15 +199,16 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
             stack.enter_context(busy())
         command = [sys.executable, "-m", "virtq", "check", *words]
         command += ["--json", "--seed", str(seed)]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            raise NotJudged(f"no end within {RUN_TIMEOUT_S:g} s") from None
-    if not done.stdout:
-        raise NotJudged(done.stderr.strip() or f"status {done.returncode}")
-    found = json.loads(done.stdout)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                shown, said = process.communicate(timeout=RUN_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # and it ends the peer that it has started
+                raise NotJudged(f"no end within {RUN_TIMEOUT_S:g} s") from None
+    if not shown:
+        raise NotJudged(said.strip() or f"status {process.returncode}")
+    found = json.loads(shown)
     found["loaded"], found["seconds"] = loaded, round(time.monotonic() - began, 1)
     path = stored(subject, seed)
     path.parent.mkdir(parents=True, exist_ok=True)

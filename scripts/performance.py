@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
 """Measure everything and put the tables into docs/performance.md: no number there is typed.
 
-    .venv/bin/python scripts/performance.py                     # all benches; takes a while
+    .venv/bin/python scripts/performance.py                     # all benches: about 20 minutes
     .venv/bin/python scripts/performance.py --quick             # under 90 seconds each
     .venv/bin/python scripts/performance.py --only net,blk      # some of them, the rest as it was
     .venv/bin/python scripts/performance.py --fill              # nothing measured: the last results
+
+All benches are measured in pieces of less than a minute, some cases at a time, over twenty rounds.
+A piece that is there already, with this build of virtq, is not measured again: what was interrupted
+goes on where it was, and --anew begins from the beginning. With --through COMMAND each piece is run
+through a command of yours, such as one that waits until the machine does nothing else.
 
 Results are kept as JSON under target/performance, one file for each bench; the page
 target/performance/report.html shows them all.
@@ -15,36 +20,113 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from virtq.bench.measure import Comparison
+import virtq._core
+from virtq.bench.measure import BenchError, Comparison
 from virtq.bench.report import save
 from virtq.bench.result import Result
-from virtq.bench.table import factor, goal, markdown, rate
+from virtq.bench.table import goals, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "target" / "performance"
+PIECES = RESULTS / "pieces"
+ATTEMPTS = 3
+"""At a piece of which a case had no time left, or a peer did not come up."""
+PIECE_S = 50.0
+"""What the cases of a piece may take."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One bench, and what a case of it takes: its windows, and what it has to start."""
+
+    words: tuple[str, ...]
+    case_s: float
+    conclude: Callable[[Sequence[Comparison]], Sequence[Comparison]] = lambda comparisons: ()
+    """What the comparisons of all pieces say together."""
+
+
 BENCHES = {
-    "rings": [],
-    "net": ["--against", "dpdk"],
-    "blk": ["--against", "qemu-storage-daemon"],
-    "python": [],
-    "scale": [],
+    "rings": Bench((), 10),
+    "net": Bench(("--against", "dpdk"), 22),
+    "blk": Bench(("--against", "qemu-storage-daemon"), 12.5),
+    "python": Bench((), 10),
+    "scale": Bench((), 10),
 }
 
 
-def measure(name: str, *, quick: bool) -> None:
-    """Run one bench and keep its result; what it has to say goes to the terminal."""
-    words = [sys.executable, "-m", "virtq", "bench", name, *BENCHES[name], "--json"]
-    done = subprocess.run(words + ["--quick"] * quick, stdout=subprocess.PIPE, text=True)
+def run(words: Sequence[str], through: Sequence[str] = ()) -> str:
+    """What a bench prints; what it has to say otherwise goes to the terminal."""
+    command = [*through, sys.executable, "-m", "virtq", "bench", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
-        sys.exit(f"virtq bench {name} ended with status {done.returncode}")
-    Result.from_json(json.loads(done.stdout))
-    (RESULTS / f"{name}.json").write_text(done.stdout)
+        sys.exit(f"virtq bench {shlex.join(words)} ended with status {done.returncode}")
+    return done.stdout
+
+
+def measure_quickly(name: str, through: Sequence[str]) -> None:
+    """Run one bench as it is, and keep its result."""
+    printed = run([name, *BENCHES[name].words, "--quick", "--json"], through)
+    Result.from_json(json.loads(printed))
+    (RESULTS / f"{name}.json").write_text(printed)
+
+
+def measure(name: str, through: Sequence[str]) -> None:
+    """Run one bench piece by piece, and keep the whole."""
+    bench = BENCHES[name]
+    titles = run([name, *bench.words, "--list"]).splitlines()
+    most = max(int(PIECE_S / bench.case_s), 1)
+    pieces = [titles[at : at + most] for at in range(0, len(titles), most)]
+    results = []
+    for number, piece in enumerate(pieces):
+        path = PIECES / f"{name}-{number:02}.json"
+        result = kept(path, piece)
+        for _ in range(ATTEMPTS):
+            if result is not None:
+                break
+            begun = time.monotonic()
+            only = [word for title in piece for word in ("--only", title)]
+            limit = f"{len(piece) * bench.case_s:g}"
+            path.write_text(run([name, *bench.words, *only, "--seconds", limit, "--json"], through))
+            result = kept(path, piece)
+            took = f"{time.monotonic() - begun:.0f} s"
+            print(f"{name}: {number + 1} of {len(pieces)}, {took}", file=sys.stderr, flush=True)
+        if result is None:
+            sys.exit(f"{path} does not hold what was asked for: {', '.join(piece)}")
+        results.append(result)
+    notes = dict.fromkeys(note for result in results for note in result.notes)
+    comparisons = [one for result in results for one in result.comparisons]
+    whole = replace(
+        results[0],
+        command=shlex.join(["virtq", "bench", name, *bench.words]),
+        seconds=sum(result.seconds for result in results),
+        comparisons=(*comparisons, *bench.conclude(comparisons)),
+        notes=(*notes, f"measured in {len(pieces)} pieces of less than a minute each"),
+    )
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole.as_json(), indent=1))
+
+
+def kept(path: Path, titles: Sequence[str]) -> Result | None:
+    """A piece that was measured with this build, and has all it should have."""
+    build = Path(str(virtq._core.__file__))
+    if not path.exists() or path.stat().st_mtime < build.stat().st_mtime:
+        return None
+    try:
+        result = Result.from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, BenchError):
+        return None
+    # What a piece concludes is of no use: it has not seen the others.
+    found = tuple(one for one in result.comparisons if one.title in titles)
+    return replace(result, comparisons=found) if len(found) == len(titles) else None
 
 
 def stored(name: str) -> Result | None:
@@ -80,22 +162,13 @@ def told(result: Result) -> list[tuple[Comparison, bool]]:
 
 def targets(result: Result) -> list[str]:
     """A table of what was hoped for."""
-    rows = []
-    for c in result.comparisons:
-        for one in c.contenders:
-            if one.floor_per_s is not None:
-                aim = f"≥ {rate(one.floor_per_s)} {c.unit}/s"
-                rows.append((c.title, one.name, aim, rate(one.median), rate(one.best), one.met))
-        for ratio in c.ratios:
-            if ratio.target is not None:
-                seen = (factor(ratio.medians), factor(ratio.bests))
-                rows.append((c.title, ratio.of, goal(ratio), *seen, ratio.met))
-    if not rows:
-        return []
     lines = ["| comparison | of | target | medians | bests | |", "|---|---|---|---:|---:|---|"]
-    for *cells, met in rows:
-        lines.append(f"| {' | '.join(cells)} | {'met' if met else '**missed**'} |")
-    return [*lines, ""]
+    for comparison in result.comparisons:
+        for aim in goals(comparison):
+            verdict = aim.verdict if aim.met else f"**{aim.verdict}**"
+            cells = (comparison.title, aim.of, aim.target, aim.medians, aim.bests, verdict)
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def fill(results: dict[str, Result]) -> None:
@@ -114,15 +187,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 90 seconds each")
     parser.add_argument("--only", default=",".join(BENCHES), metavar="NAME[,NAME]")
     parser.add_argument("--fill", action="store_true", help="measure nothing")
+    parser.add_argument("--anew", action="store_true", help="measure pieces that are there again")
+    parser.add_argument("--through", default="", metavar="COMMAND", help="runs each piece")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     for name in names:
         if name not in BENCHES:
             parser.error(f"no bench is called {name!r}: there are {', '.join(BENCHES)}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    if not arguments.fill:
-        for name in names:
-            measure(name, quick=arguments.quick)
+    PIECES.mkdir(parents=True, exist_ok=True)
+    through = shlex.split(arguments.through)
+    for name in [] if arguments.fill else names:
+        if arguments.quick:
+            measure_quickly(name, through)
+            continue
+        if arguments.anew:
+            for path in PIECES.glob(f"{name}-*.json"):
+                path.unlink()
+        measure(name, through)
     found = {name: result for name in BENCHES if (result := stored(name)) is not None}
     fill({name: result for name, result in found.items() if name in names})
     if found:

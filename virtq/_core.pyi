@@ -222,7 +222,7 @@ class DeviceQueue:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object],
-        failed: Callable[[Request, BaseException], object],
+        failed: Callable[[Request, Exception], object],
         max: int,
         waits: Callable[[Request, Coroutine[Any, Any, Any], Any], object] | None = None,
     ) -> int:
@@ -233,7 +233,8 @@ class DeviceQueue:
 
         With `waits`, which takes a task to call from: coroutines that the handler returns take
         their first step at once, up to the first that waits. With that one and what it waits for
-        `waits` is called; those behind it go to `finish` without having begun.
+        `waits` is called; those behind it go to `finish` without having begun. `failed` is called
+        with a CancelledError, too.
 
         Raises what `take` and the callbacks raise."""
     def linger(self, microseconds: int) -> bool:
@@ -709,13 +710,17 @@ class RingLoop:
         indirect: bool = False,
         event: bool = False,
         regions: int = 1,
+        depth: int | None = None,
+        spread: bool = False,
         pin: tuple[int, int] | None = None,
     ) -> None:
         """`features` and `size` as for the queues. `direction`: "send" (from the driver to the
         device), "receive", or "both" (a queue each). `batch`: buffers that are published and taken
         at once. `chain`: pieces of each buffer, in indirect tables with `indirect`. `length`: bytes
         of each buffer, all pieces together. `event`: sleep until notified, instead of polling.
-        `regions`: of memory, which the buffers are spread over evenly. `pin`: processors of driver
+        `regions`: of memory, which the buffers are spread over evenly. `depth`: buffers outstanding
+        at the most (None: as many as fit). `spread`: each on a page of its own, at offsets in it
+        that do not depend on the regions; else they are neighbours. `pin`: processors of driver
         and device. Raises ValueError, naming what is wrong, and why the memory cannot be had."""
     def run(self, seconds: float) -> dict[str, int | float]:
         """Run both halves for so long (60 at most), without the interpreter lock. Returns of this

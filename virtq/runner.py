@@ -406,7 +406,7 @@ def _rest_of(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, 
             except StopIteration as end:
                 return end.value
         else:
-            return (yield from begun)  # type: ignore[misc]
+            return (yield from begun)
 
 
 class BatchRunner(LoopRunner):

@@ -49,7 +49,7 @@ pub struct RingLoop {
 #[pymethods]
 impl RingLoop {
     #[new]
-    #[pyo3(signature = (features, size, *, direction="send", batch=32, chain=1, length=64, indirect=false, event=false, regions=1, pin=None))]
+    #[pyo3(signature = (features, size, *, direction="send", batch=32, chain=1, length=64, indirect=false, event=false, regions=1, depth=None, spread=false, pin=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         features: u128,
@@ -61,6 +61,8 @@ impl RingLoop {
         indirect: bool,
         event: bool,
         regions: i128,
+        depth: Option<i128>,
+        spread: bool,
         pin: Option<(i128, i128)>,
     ) -> PyResult<Self> {
         let direction = match direction {
@@ -89,6 +91,8 @@ impl RingLoop {
             indirect,
             event,
             regions: unsigned("regions", regions)?,
+            depth: depth.map(|depth| unsigned("depth", depth)).transpose()?,
+            spread,
             pin,
         };
         let ring = loopback::RingLoop::new(setup).map_err(to_py)?;

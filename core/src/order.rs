@@ -529,43 +529,50 @@ impl AddedRuns {
 
     #[inline]
     fn push_run(&mut self, run: Run, serial: u64) {
-        if self.len == 0 {
-            self.oldest = serial;
-        }
         // Identifiers follow each other anyway.
         let follows = (run.cookie, run.writable, run.slots) == self.like;
+        if follows && self.len > 0 && self.rest.is_empty() {
+            self.front.count += run.count;
+            self.like.0 = run.cookie.wrapping_add(run.count.into());
+            self.len += usize::from(run.count);
+        } else {
+            self.push_apart(run, serial, follows);
+        }
+    }
+
+    #[inline(never)]
+    fn push_apart(&mut self, run: Run, serial: u64, follows: bool) {
         self.like = (run.cookie.wrapping_add(run.count.into()), run.writable, run.slots);
         if self.len == 0 {
+            self.oldest = serial;
             self.front = run;
-        } else if follows && self.rest.is_empty() {
+        } else if let Some(last) = self.rest.back_mut().filter(|_| follows) {
+            last.count += run.count;
+        } else if follows {
             self.front.count += run.count;
         } else {
-            self.push_behind(run, follows);
+            self.rest.push_back(run);
         }
         self.len += usize::from(run.count);
     }
 
-    #[inline(never)]
-    fn push_behind(&mut self, run: Run, follows: bool) {
-        match self.rest.back_mut().filter(|_| follows) {
-            Some(last) => last.count += run.count,
-            None => self.rest.push_back(run),
-        }
-    }
-
-    /// The first `count` buffers of the oldest run are gone.
+    /// The first `count` buffers of the oldest run are gone; `id` is that of the next one, if any.
     #[inline]
-    fn shorten(&mut self, count: u16) {
+    fn shorten(&mut self, count: u16, id: u16) {
         self.len -= usize::from(count);
         self.oldest += u64::from(count);
-        let id = self.after(self.front.id, u32::from(count) * u32::from(self.front.slots));
         let run = &mut self.front;
         run.count -= count;
         run.id = id;
         run.cookie = run.cookie.wrapping_add(count.into());
-        if run.count == 0
-            && let Some(next) = self.rest.pop_front()
-        {
+        if run.count == 0 {
+            self.next_run();
+        }
+    }
+
+    #[inline(never)]
+    fn next_run(&mut self) {
+        if let Some(next) = self.rest.pop_front() {
             self.front = next;
         }
     }
@@ -657,7 +664,7 @@ impl Added for AddedRuns {
         let run = self.front;
         debug_assert!(run.count > 0, "covered() was asked first");
         let count = run.count.min(most);
-        self.shorten(count);
+        self.shorten(count, self.after(run.id, u32::from(count) * u32::from(run.slots)));
         SentRun { cookie: run.cookie, count, writable: run.writable, slots: run.slots }
     }
 
@@ -677,7 +684,7 @@ impl Added for AddedRuns {
             id = self.after(id, slots.into());
         }
         if count > 0 {
-            self.shorten(count);
+            self.shorten(count, id);
         }
         SentRun { cookie, count, writable, slots }
     }

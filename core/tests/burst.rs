@@ -14,6 +14,7 @@ const KINDS: [u64; 4] = [0, ORDERED, PACKED, PACKED | ORDERED];
 const SIZE: u16 = 8;
 const DESC: u64 = 0x1000;
 const DRIVER: u64 = 0x2000;
+const DEVICE: u64 = 0x3000;
 const PAYLOAD: u64 = 0x4000;
 
 struct Rig {
@@ -44,7 +45,7 @@ impl Rig {
             features,
             desc: DESC,
             driver: DRIVER,
-            device: 0x3000,
+            device: DEVICE,
             position: None,
         };
         let driver = DriverQueue::new(Arc::clone(&memory), setup.clone(), None).unwrap();
@@ -67,6 +68,21 @@ impl Rig {
         let mut reaped: Vec<Reaped> = Vec::new();
         self.driver.reap(usize::MAX, &mut reaped).unwrap();
         reaped.iter().map(|one| (one.cookie, one.written)).collect()
+    }
+
+    /// The wish of the device (or the driver) to be notified from the second buffer on.
+    fn poke_wish(&self, features: u64, of_device: bool) {
+        let by_index = features & feature::EVENT_IDX != 0;
+        let (flags, event) = if features & PACKED != 0 {
+            let word = if by_index { 1 | 1 << 15 | 2 << 16 } else { 0u32 };
+            let at = if of_device { DEVICE } else { DRIVER };
+            return self.poke(at, &word.to_le_bytes());
+        } else if of_device {
+            (DEVICE, DEVICE + 4 + 8 * u64::from(SIZE))
+        } else {
+            (DRIVER, DRIVER + 4 + 2 * u64::from(SIZE))
+        };
+        self.poke(if by_index { event } else { flags }, &u16::from(by_index).to_le_bytes());
     }
 
     fn poke(&self, addr: u64, bytes: &[u8]) {
@@ -216,5 +232,102 @@ fn with_a_dirty_log_nothing_is_gathered() {
         rig.device.set_memory(logged).unwrap();
         assert_eq!(rig.gather(true), 0);
         assert!(rig.burst.is_blocked(), "take() notes what is written");
+    }
+}
+
+/// Entries for one buffer and entries for several, in every mixture, are reaped as what they are.
+#[test]
+fn single_entries_and_runs_are_reaped_alike() {
+    for features in KINDS {
+        for mixture in 0..64u32 {
+            let mut rig = Rig::new(features);
+            for lap in 0..3u64 {
+                // Six buffers; a set bit ends the burst, and so the used entry, behind one of them.
+                rig.offer(6, false);
+                let mut first = 0;
+                for last in 0..6 {
+                    if mixture & 1 << last != 0 || last == 5 {
+                        assert_eq!(rig.gather(false), 6 - first);
+                        rig.device.retire(&rig.burst, last + 1 - first, false).unwrap();
+                        first = last + 1;
+                    }
+                }
+                let mut reaped = Vec::new();
+                // First in part, which may end inside a run.
+                rig.driver.reap(1 + lap as usize, &mut reaped).unwrap();
+                rig.driver.reap(usize::MAX, &mut reaped).unwrap();
+                let cookies: Vec<_> = reaped.iter().map(|one| one.cookie).collect();
+                assert_eq!(cookies, [0, 1, 2, 3, 4, 5], "{features:x} {mixture:b}");
+                assert_eq!((rig.driver.free(), rig.driver.outstanding()), (SIZE.into(), 0));
+            }
+            assert_eq!(rig.driver.stats().used_entries, rig.device.stats().used_entries);
+        }
+    }
+}
+
+/// What is wrong behind single entries that are right is found in its turn.
+#[test]
+fn a_used_entry_that_is_wrong_is_found_behind_those_that_are_right() {
+    for features in KINDS {
+        for (id, written) in [(7, 0), (0, 65)] {
+            let mut rig = Rig::new(features);
+            rig.offer(4, true);
+            let mut batch = Batch::new();
+            assert_eq!(rig.device.take(4, &mut batch), Ok(4));
+            rig.device.set_merge(false);
+            for index in 0..4 {
+                if index == 2 {
+                    rig.device.spoil_next_used(id, written);
+                }
+                rig.device.complete(&batch, index, 0).unwrap();
+                rig.device.flush().unwrap();
+            }
+            assert_eq!(rig.reap(), [(0, 0), (1, 0)]);
+            match rig.driver.reap(usize::MAX, &mut Vec::new()) {
+                Err(QueueError::Broken(Fault::UsedIdUnknown { id: found, .. })) => {
+                    assert_eq!((id, found), (7, 2 ^ 7));
+                }
+                Err(QueueError::Broken(Fault::UsedLength { length, .. })) => {
+                    assert_eq!((written, length), (65, 65));
+                }
+                other => panic!("{features:x}: {other:?}"),
+            }
+        }
+    }
+}
+
+/// A notification that was not wanted at the first look is sent at the settled one, if it is wanted by
+/// then, for all that was published in between.
+#[test]
+fn an_unsettled_no_is_asked_again() {
+    for features in KINDS {
+        for index in [0, feature::EVENT_IDX] {
+            let mut rig = Rig::new(features | index);
+            rig.driver.disable_calls();
+            rig.device.disable_kicks();
+            // What was there before anybody asked counts for itself.
+            rig.offer(1, false);
+            rig.driver.kick().unwrap();
+            assert_eq!(rig.gather(false), 1);
+            rig.device.retire(&rig.burst, 1, false).unwrap();
+            rig.device.call().unwrap();
+            rig.reap();
+
+            rig.device.disable_kicks();
+            rig.offer(2, false);
+            assert_eq!(rig.driver.kick_soon(), Ok(false), "{features:x} {index:x}");
+            // The device's wish: EVENT_IDX names the first of the two.
+            rig.poke_wish(features | index, true);
+            assert_eq!(rig.driver.kick(), Ok(true), "{features:x} {index:x}");
+            assert_eq!(rig.driver.kick(), Ok(false));
+
+            assert_eq!(rig.gather(false), 2);
+            rig.driver.disable_calls();
+            rig.device.retire(&rig.burst, 2, false).unwrap();
+            assert_eq!(rig.device.call_soon(), Ok(false), "{features:x} {index:x}");
+            rig.poke_wish(features | index, false);
+            assert_eq!(rig.device.call_soon(), Ok(true), "{features:x} {index:x}");
+            assert_eq!(rig.device.call(), Ok(false));
+        }
     }
 }

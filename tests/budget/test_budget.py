@@ -84,22 +84,22 @@ def instructions(tmp_path: Path, words: list[str]) -> dict[str, float]:
 
 # Instructions per buffer: (kind, direction, batch) -> (driver, device).
 BUDGET: dict[tuple[RingKind, str, int], tuple[float, float]] = {
-    (RingKind.SPLIT, "send", 1): (550, 520),
-    (RingKind.SPLIT, "send", 32): (215, 170),
-    (RingKind.SPLIT, "receive", 1): (780, 480),
-    (RingKind.SPLIT, "receive", 32): (260, 160),
-    (RingKind.SPLIT_IN_ORDER, "send", 1): (645, 515),
-    (RingKind.SPLIT_IN_ORDER, "send", 32): (115, 125),
-    (RingKind.SPLIT_IN_ORDER, "receive", 1): (880, 485),
-    (RingKind.SPLIT_IN_ORDER, "receive", 32): (160, 130),
-    (RingKind.PACKED, "send", 1): (620, 550),
-    (RingKind.PACKED, "send", 32): (260, 195),
-    (RingKind.PACKED, "receive", 1): (830, 515),
-    (RingKind.PACKED, "receive", 32): (305, 185),
-    (RingKind.PACKED_IN_ORDER, "send", 1): (740, 555),
-    (RingKind.PACKED_IN_ORDER, "send", 32): (130, 140),
-    (RingKind.PACKED_IN_ORDER, "receive", 1): (940, 525),
-    (RingKind.PACKED_IN_ORDER, "receive", 32): (175, 140),
+    (RingKind.SPLIT, "send", 1): (415, 435),
+    (RingKind.SPLIT, "send", 32): (210, 160),
+    (RingKind.SPLIT, "receive", 1): (615, 430),
+    (RingKind.SPLIT, "receive", 32): (245, 160),
+    (RingKind.SPLIT_IN_ORDER, "send", 1): (380, 415),
+    (RingKind.SPLIT_IN_ORDER, "send", 32): (120, 118),
+    (RingKind.SPLIT_IN_ORDER, "receive", 1): (660, 440),
+    (RingKind.SPLIT_IN_ORDER, "receive", 32): (155, 130),
+    (RingKind.PACKED, "send", 1): (465, 470),
+    (RingKind.PACKED, "send", 32): (255, 190),
+    (RingKind.PACKED, "receive", 1): (640, 465),
+    (RingKind.PACKED, "receive", 32): (290, 190),
+    (RingKind.PACKED_IN_ORDER, "send", 1): (435, 440),
+    (RingKind.PACKED_IN_ORDER, "send", 32): (136, 134),
+    (RingKind.PACKED_IN_ORDER, "receive", 1): (670, 480),
+    (RingKind.PACKED_IN_ORDER, "receive", 32): (170, 143),
 }
 
 

@@ -10,6 +10,14 @@ from virtq.errors import TransportError
 from virtq.model.memory import DeviceHalf, Taken
 
 
+class Mortal(Reference):
+    """Like a device that the judge starts: when it is gone, it is its process that is gone, and not
+    a connection to it."""
+
+    def renew(self) -> None:
+        raise TransportError("each one is a new one")
+
+
 @catches(
     "malformed.a_buffer_nowhere",
     "malformed.an_address_that_overflows",
@@ -35,7 +43,7 @@ from virtq.model.memory import DeviceHalf, Taken
     "malformed_more.event_flags_3",
     "malformed_more.an_event_beyond_the_ring",
 )
-class DiesOfAMalformedRing(Reference):
+class DiesOfAMalformedRing(Mortal):
     def handle(self, buffer: Taken) -> int:
         if not all(piece.length for piece in buffer.pieces):
             raise ValueError("a descriptor of no bytes")
@@ -62,7 +70,7 @@ class StopsSilently(Reference):
 
 
 @catches("malformed_more.a_queue_that_is_too_large", "malformed_more.a_split_queue_of_twelve")
-class DiesOfASize(Reference):
+class DiesOfASize(Mortal):
     def check_size(self, size: int) -> None:
         try:
             super().check_size(size)
@@ -72,7 +80,7 @@ class DiesOfASize(Reference):
 
 
 @catches("malformed_more.a_buffer_across_regions", "malformed_more.a_table_across_regions")
-class DiesAtABorder(Reference):
+class DiesAtABorder(Mortal):
     def take(self, half: DeviceHalf) -> Sequence[Taken]:
         taken = super().take(half)
         for buffer in taken:
@@ -84,7 +92,7 @@ class DiesAtABorder(Reference):
 
 
 @catches("malformed_more.reserved_available_flags")
-class DiesOfAvailableFlags(Reference):
+class DiesOfAvailableFlags(Mortal):
     class split(Split):
         def _call_wanted(self) -> bool:
             if self.ring.avail_flags & ~1:

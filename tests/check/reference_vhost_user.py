@@ -179,12 +179,7 @@ class BackEnd:
         """Nothing is asked: a mutant may not answer."""
         disk = self.disk
         return Subject(
-            uri="reference:",
-            open=self.open,
-            device_id=disk.device_id,
-            offered=disk.offered,
-            bus="vhost-user",
-            dial=self.dial,
+            "reference:", self.open, disk.device_id, disk.offered, "vhost-user", dial=self.dial
         )
 
     def dial(self) -> socket.socket:

@@ -123,7 +123,7 @@ MUTANTS: list[tuple[str, str, Edit]] = [
     (
         "initialization.sets_queues_up_in_time",
         "pci",
-        after(LIVE, write("pci", "queue_select", 1), write("pci", "queue_enable", 1)),
+        after(LIVE, write("pci", "queue_select", 5), write("pci", "queue_enable", 1)),
     ),
     ("initialization.ends_with_driver_ok", "pci", drop(LIVE)),
     ("initialization.keeps_the_order", "pci", moved(is_write("driver_feature"), LIVE)),
@@ -164,9 +164,15 @@ MUTANTS: list[tuple[str, str, Edit]] = [
         drop(lambda s: s.puts("queue_desc") and bool(s.status & Status.DRIVER_OK)),
     ),
     (
+        "general.tells_a_place_in_the_ring",
+        "pci data",
+        telling(lambda v: v | 0x7FFF0000),
+    ),
+    ("general.tells_a_place_in_the_ring", "mmio data", telling(lambda v: v & ~0xFFFF | 9)),
+    (
         "general.reads_what_is_there",
         "pci",
-        before(LIVE, Access(0, "read", "device", 10, 4, 0)),  # size_max is not offered
+        before(LIVE, Access(0, "read", "device", 60, 4, 0)),  # secure erase is not offered
     ),
     ("general.suspends_a_live_device", "pci suspended", declining(F.SUSPEND)),
     (

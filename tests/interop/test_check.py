@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +15,9 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.interop.peers.availability import program
-from tests.interop.peers.qsd import BlockExport, StorageDaemon
+from tests.interop.peers.testpmd import Testpmd, TestpmdConfig, VhostPort
+from tests.unit.vhost_user.support import eventually
+from virtq.bench.peers import storage_daemon as qemu_storage_daemon
 from virtq.check.case import Verdict
 from virtq.check.run import OUR_FAULT, Subject, chosen
 from virtq.check.run import run as run_cases
@@ -18,6 +25,24 @@ from virtq.cli import run
 from virtq.transports.base import DriverTransport
 from virtq.uri import open_transport
 
+MORTAL = """
+import os, signal
+from pathlib import Path
+import virtq
+
+class Mortal(virtq.Device):
+    device_id = 4
+    queues = (virtq.QueueSpec("requests", 256),)
+    served = 0
+
+    def handle(self, request):
+        self.served += 1
+        if self.served == 20 and not Path("{once}").exists():
+            Path("{once}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return request.write(os.urandom(request.writable))
+"""
+"""An entropy device that dies at its 20th request, once."""
 QUICK = ("features", "in_order", "packed", "notifications")
 
 
@@ -98,17 +123,110 @@ def test_a_qemu_that_does_well_is_kept() -> None:
     assert len(starts) == 1 + 2, "one to look, one until the crash, one after it"
 
 
+def bad(found: dict[str, set[str]]) -> set[str]:
+    return {name for name, came in found.items() if came & {"fail", "hung", "crashed"}}
+
+
+def only(*patterns: str) -> list[str]:
+    return [word for pattern in patterns for word in ("--only", pattern)]
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("device", ["net", "serial"])
+@pytest.mark.parametrize("bus", ["pci", "device"])
+def test_qemu_cards_and_consoles(capsys: pytest.CaptureFixture[str], device: str, bus: str) -> None:
+    """docs/findings.md: they complete in order, and what they send has nothing to be written."""
+    program("qemu")
+    uri = f"qtest:virtio-{device}-{bus},packed=on,in_order=on?queue_size=128"
+    found = verdicts(capsys, uri, *only("in_order", "packed.m*", "status"), code=0)
+    assert not bad(found)
+    assert "pass" in found["in_order.a_full_ring"]
+
+
+@pytest.mark.interop
+def test_qemu_disk_loses_what_is_complete_in_a_full_ring(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """docs/findings.md: in order, and packed; out of order everything comes back."""
+    program("qemu")
+    uri = "qtest:virtio-blk-pci,packed=on,in_order=on"
+    words = only("in_order.a_full_ring", "in_order.one_by_one", "packed.many_at_once")
+    found = verdicts(capsys, uri, *words, "--patience", "0.3", code=1)
+    assert "hung" in found["in_order.a_full_ring"]
+    assert found["packed.many_at_once"] == {"pass", "hung"}
+    assert found["in_order.one_by_one"] == {"pass"}
+
+
+@pytest.mark.interop
+def test_qemu_registers_promise_more_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/findings.md: as large a queue as QueueSizeMax allows ruins the heap of QEMU 10.0."""
+    program("qemu")
+    uri = "qtest:virtio-rng-device,packed=on,in_order=on"
+    words = only("in_order.batches", "split.the_largest_queue")
+    found = verdicts(capsys, uri, *words, "--patience", "0.3", code=1)
+    assert bad(found)
+    assert not bad(verdicts(capsys, f"{uri}?queue_size=8", *words, code=0))
+
+
 @pytest.mark.interop
 def test_qemu_storage_daemon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """It has split rings, and no order: the rest is skipped with its reason."""
     program("qemu-storage-daemon")
-    image = tmp_path / "disk.img"
-    image.write_bytes(bytes(1 << 20))
-    socket_path = tmp_path / "disk.sock"
-    with StorageDaemon(BlockExport(socket_path, image)):
-        uri = f"vhost-user:{socket_path}?device=blk"
-        found = verdicts(capsys, uri, "--only", "split", "--only", "notifications", code=0)
+    uri, start = storage_daemon(tmp_path)
+    words = only("split.a*", "split.the_u*", "notifications", "malformed.a_loop")
+    found = verdicts(capsys, uri, "--start", start, *words, code=0)
     assert found["split.around_the_ring"] == {"pass", "skipped"}
+    assert found["malformed.a_loop"] == {"pass", "skipped"}, "it closes, and takes another session"
+
+
+@pytest.mark.interop
+def test_qemu_storage_daemon_takes_a_table_for_data(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """docs/findings.md: a table behind other descriptors is taken for data."""
+    uri, start = storage_daemon(tmp_path)
+    words = only("indirect.direct_then_indirect", "split.around_the_ring")
+    found = verdicts(capsys, uri, "--start", start, *words, "--patience", "0.3", code=1)
+    assert "hung" in found["indirect.direct_then_indirect"]
+    assert "pass" in found["split.around_the_ring"]
+
+
+def storage_daemon(folder: Path) -> tuple[str, str]:
+    """The URI of a disk, and the command that serves it."""
+    program("qemu-storage-daemon")
+    image, socket_path = folder / "disk.img", folder / "disk.sock"
+    image.write_bytes(bytes(1 << 20))
+    command = qemu_storage_daemon.command(socket_path, image=image, polls=False)
+    return f"vhost-user:{socket_path}?device=blk", f"exec {shlex.join(command)}"
+
+
+@pytest.mark.interop
+def test_a_device_that_dies_is_started_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """How it ended is told, and the next case has another one."""
+    source, socket_path = tmp_path / "mortal.py", tmp_path / "s"
+    source.write_text(MORTAL.format(once=tmp_path / "once"))
+    start = f"exec {sys.executable} -m virtq serve {source}:Mortal --socket-path {{socket}}"
+    words = ["--json", "--start", start, *only("packed.many_at_once", "in_order.one_by_one")]
+    assert run(["check", f"vhost-user:{socket_path}?device=rng", *words]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    found = {(r["case"], r["ring"]): r["verdict"] for r in shown["results"]}
+    assert Counter(found.values()) == {"crashed": 1, "pass": 3}
+    crashed = next(r for r in shown["results"] if r["verdict"] == "crashed")
+    assert "SIGKILL" in crashed["reason"]
+
+
+@pytest.mark.interop
+def test_dpdk_vhost_in_every_kind(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It serves all kinds of ring, and everything here holds."""
+    program("dpdk")
+    with Testpmd(TestpmdConfig(VhostPort(tmp_path / "net.sock"), cpus=[0])) as device:
+        device.start("rxonly")
+        uri = f"vhost-user:{tmp_path / 'net.sock'}?device=net&queues=2"
+        found = verdicts(capsys, uri, *only("in_order", "packed.many_at_once"), code=0)
+    assert found["packed.many_at_once"] == {"pass"}
+    assert found["in_order.a_long_random_run"] == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -136,3 +254,19 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert run(["check", "--coverage"]) == 0
     assert "requirements that can be observed have a case" in capsys.readouterr().out
+
+
+@pytest.mark.interop
+def test_what_was_started_does_not_outlive_the_judge(tmp_path: Path) -> None:
+    """However it is told to end."""
+    uri, start = storage_daemon(tmp_path)
+    pid = tmp_path / "pid"
+    words = [sys.executable, "-m", "virtq", "check", uri, "--repeat", "1000"]
+    command = [*words, "--start", f"echo $$ >{pid}; {start}", "--only", "split.around_the_ring"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as judge:
+        assert eventually(lambda: pid.exists() and pid.read_text().strip() != "")
+        daemon = Path("/proc", pid.read_text().strip())
+        assert daemon.exists()
+        judge.terminate()
+        assert judge.wait(30.0) == 128 + signal.SIGTERM
+    assert not daemon.exists()

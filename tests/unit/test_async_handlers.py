@@ -31,7 +31,7 @@ class Worker(Device):
         self.cancelled: list[bytes] = []
         self.is_waiting = threading.Event()
 
-    async def handle(self, request: Request) -> int:  # type: ignore[override]
+    async def handle(self, request: Request) -> int:
         word = request.read()
         self.begun.append(word)
         self.tasks[word] = asyncio.current_task()
@@ -75,10 +75,11 @@ def drive(device: Device, kind: RingKind = RingKind.PACKED_IN_ORDER) -> Driver:
 def send(driver: Driver, words: Sequence[bytes]) -> dict[bytes, bytes]:
     """All at once; the replies by the words."""
     queue = driver.queues[0]
-    cookies = [queue.add(word, reply=8, cookie=word) for word in words]
+    for word in words:
+        queue.add(word, reply=8, cookie=word)
     queue.kick()
     used: list[Used] = []
-    while len(used) < len(cookies):
+    while len(used) < len(words):
         assert queue.wait(PATIENCE_S)
         used += queue.reap()
     return {one.cookie: one.reply for one in used}

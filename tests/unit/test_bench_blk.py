@@ -51,18 +51,26 @@ def test_everything_is_compared_once() -> None:
 
 def test_targets_are_for_small_requests_and_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_daemon, "is_installed", lambda: True)
-    ratios = {
-        (target.of, target.to, target.ratio)
-        for case in blk.cases(depths=[32], blocks_bytes=[4096], mixes=["read"])
-        for target in case.targets
-    }
-    assert ratios == {
-        ("virtq null", f"{PEER} null-co", 1.5),
-        ("virtq memory", f"{PEER} null-co", 1.5),
-        ("virtq file", f"{PEER} io_uring", 1.2),
-    }
-    for others in ({"depths": [1]}, {"blocks_bytes": [128 << 10]}):
-        assert not any(case.targets for case in blk.cases(**others))  # type: ignore[arg-type]
+
+    def aims(depth: int) -> list[set[tuple[str, str, float, str]]]:
+        made = blk.cases(depths=[depth], blocks_bytes=[4096], mixes=["read"])
+        return [{(t.of, t.to, t.ratio, t.quantity) for t in case.targets} for case in made]
+
+    null, file = f"{PEER} null-co", f"{PEER} io_uring"
+    for depth in (32, 128):
+        assert aims(depth) == [
+            {
+                ("virtq null", null, 1.5, "rate"),
+                ("virtq null", null, 1.0, "cpu_seconds"),
+                ("virtq memory", null, 1.5, "rate"),
+                ("virtq memory", null, 1.0, "cpu_seconds"),
+            },
+            {("virtq file", file, 1.2, "rate")},
+        ]
+    # One at a time: polled, and with both sides asleep until they are notified.
+    soon = {("virtq file", file, 1.0, "p50_ns")}
+    assert aims(1) == [set(), soon, soon]
+    assert not any(case.targets for case in blk.cases(blocks_bytes=[128 << 10]))
 
 
 def test_what_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,11 @@ def test_net_cases_say_what_they_compare() -> None:
 def _compared(ring: str, rates: dict[str, tuple[int, int]], frame_bytes: int = 64) -> Comparison:
     """Two windows of a second for each contender."""
     rows = [Summary.of(name, [Window(rate, 1.0) for rate in of]) for name, of in rates.items()]
-    parameters = {"direction": "send", "ring": ring, "bytes": frame_bytes}
+    parameters: dict[str, str | int | float | bool] = {
+        "direction": "send",
+        "ring": ring,
+        "bytes": frame_bytes,
+    }
     return Comparison(ring, "frames", "", parameters, 2, 2, 1.0, tuple(rows))
 
 

@@ -36,7 +36,7 @@ class Pair:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object] | None = None,
-        failed: Callable[[Request, Exception], object] | None = None,
+        failed: Callable[[Request, BaseException], object] | None = None,
     ) -> int:
         def never(*arguments: object) -> None:
             raise AssertionError(f"not for this: {arguments}")

@@ -35,9 +35,8 @@ def best_in_order(comparisons: Sequence[Comparison]) -> list[Comparison]:
         if not ours or not theirs:
             continue
         best = max(ours, key=lambda row: row.median)
-        rivals = dict.fromkeys(
-            max(theirs, key=key).name for key in (lambda row: row.median, lambda row: row.best)
-        )
+        highest = max(theirs, key=lambda row: row.median), max(theirs, key=lambda row: row.best)
+        rivals = dict.fromkeys(row.name for row in highest)
         first = [row for row in theirs if row.name in rivals]
         rest = [row for row in theirs if row.name not in rivals]
         made.append(

@@ -307,13 +307,11 @@ def _case(
     places: _Places, mix: str, shape: Shape, against: bool, pin: tuple[int, int] | None
 ) -> Case:
     kinds = [kind for kind in places.kinds if against or not kind.peer]
-    peer = places.kinds[0].name
-    wanted = against and shape.depth >= DEEP and shape.block_bytes == SMALL_BYTES
-    targets = [
-        Target(kind.name, peer, places.ratio)
-        for kind in kinds
-        if places.ratio is not None and wanted and not kind.peer and not kind.offer
-    ]
+    targets = []
+    if against and shape.block_bytes == SMALL_BYTES:
+        ours = [kind for kind in kinds if not kind.peer and not kind.offer]
+        for kind in ours if shape.depth >= DEEP else ours[:1]:
+            targets += _targets(places, kind, shape.depth)
     size = f"{shape.block_bytes >> 10} KiB"
     return Case(
         f"{places.title}: {mix} {size}, depth {shape.depth}",
@@ -329,6 +327,18 @@ def _case(
         work=f"Random blocks of {DISK_BYTES >> 20} MiB; {places.work} The driver writes the "
         "payload of every write, and compares what one read in 16 brought.",
     )
+
+
+def _targets(places: _Places, kind: Kind, depth: int) -> list[Target]:
+    """What is hoped for of one of ours beside the first, which is the peer's."""
+    peer = places.kinds[0].name
+    if depth >= DEEP and places.ratio is not None:
+        # A disk in a file leaves the work to the kernel, which is the same on both sides.
+        cpu = [Target(kind.name, peer, 1.0, "cpu_seconds")] if kind.place != "file" else []
+        return [Target(kind.name, peer, places.ratio), *cpu]
+    if depth == 1 and kind.place == "file":
+        return [Target(kind.name, peer, 1.0, "p50_ns")]
+    return []
 
 
 def _maker(

@@ -27,7 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from virtq.errors import VirtqError
@@ -89,6 +89,9 @@ class Contender(Protocol):
         ...
 
 
+RATE = "rate"
+
+
 @dataclass(frozen=True)
 class Target:
     """What is hoped for: the medians and the bests of `of` at least `ratio` times those of `to`."""
@@ -96,6 +99,9 @@ class Target:
     of: str
     to: str
     ratio: float
+    quantity: str = RATE
+    """What is compared: the rate; or a count that should be low, such as "cpu_seconds" or
+    "p50_ns". Of that, for each unit, `of` is to need so many times less."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class Case:
     targets: Sequence[Target] = ()
     floors: Mapping[str, float] = field(default_factory=dict)
     """By contender, how many units a second are hoped for, of the median and the best."""
+    ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By contender and count, how many for every 1000 units are hoped for at the most."""
     work: str = ""
     """What is done for each unit, the same by every contender; a sentence for the report."""
 
@@ -130,6 +138,11 @@ class Summary:
     """Why it does not go on, or never began."""
     floor_per_s: float | None = None
     """What is hoped for."""
+    ceilings: dict[str, float] = field(default_factory=dict)
+    """By count, what is hoped for at the most for every 1000 units."""
+    each: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of each count for one unit, and of each percentile: the median and the least of the
+    windows."""
 
     @property
     def met(self) -> bool | None:
@@ -176,16 +189,24 @@ class Summary:
     def latency_ns(self) -> dict[str, float]:
         """Percentiles of latency, such as {"p50": 21000.0, "p99.9": 61000.0}."""
         found = {n: c for n, c in self.counts.items() if is_percentile(n)}
-        return {_percentile(name): value for name, value in found.items()}
+        return {percentile(name): value for name, value in found.items()}
 
     @classmethod
     def of(cls, name: str, windows: Sequence[Window], error: str | None = None) -> Self:
         """From the windows of one contender."""
         names = dict.fromkeys(key for window in windows for key in window.counts)
         counts: dict[str, float] = {}
+        each: dict[str, tuple[float, float]] = {}
         for key in names:
-            seen = [window.counts[key] for window in windows if key in window.counts]
-            counts[key] = statistics.median(seen) if is_percentile(key) else sum(seen)
+            having = [window for window in windows if key in window.counts]
+            seen = [window.counts[key] for window in having]
+            if is_percentile(key):
+                counts[key], single = statistics.median(seen), seen
+            else:
+                counts[key] = sum(seen)
+                single = [window.counts[key] / window.work for window in having if window.work]
+            if single:
+                each[key] = statistics.median(single), min(single)
         return cls(
             name,
             tuple(window.rate for window in windows),
@@ -193,6 +214,7 @@ class Summary:
             sum(window.seconds for window in windows),
             counts,
             error,
+            each=each,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -212,6 +234,8 @@ class Summary:
             "work": self.work,
             "seconds": self.seconds,
             "counts": self.counts,
+            "each": {name: list(values) for name, values in self.each.items()},
+            "ceilings_per_1000": self.ceilings,
             "rates_per_s": list(self.rates),
         }
 
@@ -225,6 +249,8 @@ class Summary:
             {str(name): float(count) for name, count in value["counts"].items()},
             value["error"],
             value["floor_per_s"],
+            {str(name): float(most) for name, most in value.get("ceilings_per_1000", {}).items()},
+            {str(name): (float(m), float(b)) for name, (m, b) in value.get("each", {}).items()},
         )
 
 
@@ -237,6 +263,7 @@ class Ratio:
     medians: float
     bests: float
     target: float | None = None
+    quantity: str = RATE
 
     @property
     def met(self) -> bool | None:
@@ -250,6 +277,7 @@ class Ratio:
             "medians": self.medians,
             "bests": self.bests,
             "target": self.target,
+            "quantity": self.quantity,
             "met": self.met,
         }
 
@@ -273,20 +301,17 @@ class Comparison:
     def ratios(self) -> list[Ratio]:
         """Of every contender to the first that has a rate, and those that have a target."""
         by_name = {one.name: one for one in self.contenders if one.median > 0}
-        hoped = {(target.of, target.to): target.ratio for target in self.targets}
-        base = next(iter(by_name), None)
-        pairs = dict.fromkeys([(name, base) for name in by_name if name != base] + list(hoped))
-        return [
-            Ratio(
-                of,
-                to,
-                by_name[of].median / by_name[to].median,
-                by_name[of].best / by_name[to].best,
-                hoped.get((of, to)),
-            )
-            for of, to in pairs
-            if to is not None and of in by_name and to in by_name
-        ]
+        hoped = {(one.of, one.to, one.quantity): one.ratio for one in self.targets}
+        base = next(iter(by_name), "")
+        pairs = [(name, base, RATE) for name in by_name if name != base]
+        found = []
+        for of, to, quantity in dict.fromkeys([*pairs, *hoped]):
+            if (one := by_name.get(of)) and (other := by_name.get(to)):
+                factors = _factors(one, other, quantity)
+                if factors is not None:
+                    aim = hoped.get((of, to, quantity))
+                    found.append(Ratio(of, to, *factors, aim, quantity))
+        return found
 
     @property
     def errors(self) -> dict[str, str]:
@@ -303,12 +328,16 @@ class Comparison:
             "rounds": self.rounds,
             "window_s": self.window_s,
             "contenders": [one.as_json() for one in self.contenders],
+            "targets": [asdict(target) for target in self.targets],
             "ratios": [ratio.as_json() for ratio in self.ratios],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        hoped = [ratio for ratio in value["ratios"] if ratio["target"] is not None]
+        hoped = value.get("targets")
+        if hoped is None:  # as it was before a target could be one of a count
+            of_ratios = [ratio for ratio in value["ratios"] if ratio["target"] is not None]
+            hoped = [{"of": r["of"], "to": r["to"], "ratio": r["target"]} for r in of_ratios]
         return cls(
             str(value["title"]),
             str(value["unit"]),
@@ -318,8 +347,22 @@ class Comparison:
             int(value["rounds"]),
             float(value["window_s"]),
             tuple(Summary.from_json(one) for one in value["contenders"]),
-            tuple(Target(r["of"], r["to"], float(r["target"])) for r in hoped),
+            tuple(Target(**one) for one in hoped),
         )
+
+
+def _factors(one: Summary, other: Summary, quantity: str) -> tuple[float, float] | None:
+    """How many times better one is than another, by the medians and by the bests; None if either
+    has not measured the quantity."""
+    if quantity == RATE:
+        return one.median / other.median, one.best / other.best
+    if quantity not in one.each or quantity not in other.each:
+        return None
+    middle, least = (
+        theirs / ours if ours > 0 else float(theirs > 0)
+        for ours, theirs in zip(one.each[quantity], other.each[quantity], strict=True)
+    )
+    return middle, least
 
 
 def is_percentile(count: str) -> bool:
@@ -327,7 +370,7 @@ def is_percentile(count: str) -> bool:
     return _PERCENTILE.fullmatch(count) is not None
 
 
-def _percentile(count: str) -> str:
+def percentile(count: str) -> str:
     """`p99.9` for p99.9_ns and p999_ns."""
     digits = count.removeprefix("p").removesuffix("_ns")
     return f"p{digits}" if "." in digits or len(digits) < 3 else f"p{digits[:2]}.{digits[2:]}"
@@ -346,6 +389,7 @@ def compare(
     window_s: float = WINDOW_S,
     warm_up: int = 1,
     time_limit_s: float | None = None,
+    fit: bool = False,
     progress: Progress = lambda done, count, name: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[list[Summary], int]:
@@ -354,8 +398,9 @@ def compare(
     and the rounds made.
 
     After `time_limit_s` (by default a multiple of what the windows should take) no further round
-    begins. A contender that raises VirtqError or OSError is left out from then on. Raises
-    BenchError for numbers that make no sense."""
+    begins. With `fit` windows are shortened, after the rounds to warm up, by what comes on top of
+    each, so that all rounds fit in. A contender that raises VirtqError or OSError is left out from
+    then on. Raises BenchError for numbers that make no sense."""
     if pairs < 1 or warm_up < 0:
         raise BenchError(f"{pairs} rounds after {warm_up} to warm up: at least 1 after 0")
     if not 0 < window_s <= WINDOW_MOST_S:
@@ -364,13 +409,19 @@ def compare(
         raise BenchError("two contenders have the same name")
     count = (warm_up + pairs) * len(contenders)
     limit_s = max(SLACK * count * window_s, START_S) if time_limit_s is None else time_limit_s
-    deadline = clock() + limit_s
+    begun = clock()
+    deadline = begun + limit_s
     windows: dict[str, list[Window]] = {contender.name: [] for contender in contenders}
     errors: dict[str, str] = {}
     done = rounds = 0
     for turn in range(warm_up + pairs):
         if len(errors) == len(contenders) or (turn > warm_up and clock() >= deadline):
             break
+        if fit and turn == warm_up > 0:
+            now = clock()
+            extra_s = max((now - begun) / done - window_s, 0)
+            share_s = (deadline - now) / (pairs * (len(contenders) - len(errors)))
+            window_s = max(min(window_s, share_s - extra_s), WINDOW_LEAST_S)
         for contender in contenders if turn % 2 == 0 else reversed(contenders):
             progress(done, count, contender.name)
             done += 1
@@ -417,8 +468,12 @@ def run_case(
             window_s=window_s,
             warm_up=warm_up,
             time_limit_s=left_s,
+            fit=left_s is not None,
             progress=progress,
         )
+    if left_s is not None:
+        made = [one.seconds / len(one.rates) for one in summaries if one.rates]
+        window_s = statistics.median(made) if made else window_s
     return Comparison(
         case.title,
         case.unit,
@@ -427,6 +482,13 @@ def run_case(
         pairs,
         rounds,
         window_s,
-        tuple(replace(one, floor_per_s=case.floors.get(one.name)) for one in summaries),
+        tuple(
+            replace(
+                one,
+                floor_per_s=case.floors.get(one.name),
+                ceilings=dict(case.ceilings.get(one.name, {})),
+            )
+            for one in summaries
+        ),
         tuple(case.targets),
     )

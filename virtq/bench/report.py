@@ -10,10 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from virtq.bench.measure import Comparison
 from virtq.bench.plot import strips
 from virtq.bench.result import Result
-from virtq.bench.table import COUNTS, MEANING, Rows, caption, factor, goal, rate, rows
+from virtq.bench.table import COUNTS, MEANING, Goal, Rows, caption, goals, rows
 
 HEADINGS = {
     "rings": "Rings alone",
@@ -24,13 +23,22 @@ HEADINGS = {
 }
 
 
+LATENCIES = (
+    "p50, p99, p99.9",
+    "how long half of the requests took at the most, 99 and 99.9 % of them: from being made "
+    "available to being found used",
+)
+
+
 @dataclass(frozen=True)
 class _Shown:
     title: str
     caption: str
     work: str
     plot: Markup
-    rows: Rows
+    tables: list[Rows]
+    """What is measured in time, and the counts: beside each other they are too wide for a page."""
+    goals: list[Goal]
     errors: list[tuple[str, str]]
 
 
@@ -40,16 +48,6 @@ class _Part:
     command: str
     notes: Sequence[str]
     comparisons: list[_Shown]
-
-
-@dataclass(frozen=True)
-class _Goal:
-    title: str
-    of: str
-    target: str
-    medians: str
-    bests: str
-    met: bool
 
 
 def page(results: Sequence[Result]) -> str:
@@ -64,6 +62,8 @@ def page(results: Sequence[Result]) -> str:
     comparisons = [one for result in results for one in result.comparisons]
     names = {name for c in comparisons for one in c.contenders for name in one.counts}
     meanings = [(COUNTS[n].heading, MEANING[n]) for n in COUNTS if n in names]
+    if any(one.latency_ns for c in comparisons for one in c.contenders):
+        meanings.append(LATENCIES)
     machine = results[-1].machine
     versions = {name: v for result in results for name, v in result.machine.versions.items()}
     machine.versions.update(versions)
@@ -72,7 +72,14 @@ def page(results: Sequence[Result]) -> str:
         machine=machine,
         memory=f"{machine.memory_bytes / (1 << 30):.3g} GiB",
         dates=_dates(results),
-        goals=[aim for comparison in comparisons for aim in _goals(comparison)],
+        goals=[
+            (
+                HEADINGS.get(result.bench, result.bench),
+                [(one.title, aim) for one in result.comparisons for aim in goals(one)],
+            )
+            for result in results
+            if any(goals(one) for one in result.comparisons)
+        ],
         meanings=meanings,
         parts=[_part(result) for result in results],
     )
@@ -96,38 +103,11 @@ def _part(result: Result) -> _Part:
             caption(one),
             one.work,
             Markup(strips(one)),  # made here, and what it shows is escaped
-            rows(one),
+            rows(one).halves(),
+            goals(one),
             list(one.errors.items()),
         )
         for one in result.comparisons
     ]
     heading = HEADINGS.get(result.bench, result.bench)
     return _Part(heading, result.command, result.notes, shown)
-
-
-def _goals(comparison: Comparison) -> list[_Goal]:
-    found = [
-        _Goal(
-            comparison.title,
-            one.name,
-            f"≥ {rate(one.floor_per_s)} {comparison.unit}/s",
-            rate(one.median),
-            rate(one.best),
-            bool(one.met),
-        )
-        for one in comparison.contenders
-        if one.floor_per_s is not None
-    ]
-    found += [
-        _Goal(
-            comparison.title,
-            ratio.of,
-            goal(ratio),
-            factor(ratio.medians),
-            factor(ratio.bests),
-            bool(ratio.met),
-        )
-        for ratio in comparison.ratios
-        if ratio.target is not None
-    ]
-    return found

@@ -14,6 +14,8 @@ from virtq.features import F, RingKind
 
 BATCHES: Final = (1, 32)
 DIRECTIONS: Final = ("send", "receive", "both")
+ALMOST = 1.01
+"""Of a count that is hoped for: batches are cut short where a window ends."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def case(
     return Case(
         shape.title,
         make,
+        ceilings={kind.title: _ceilings(shape) for kind in kinds if kind.in_order},
         unit="buffers",
         parameters={
             "direction": shape.direction,
@@ -118,6 +121,17 @@ def case(
         targets=targets,
         work="The sender writes every payload, the receiver copies it out; one in 32 is compared.",
     )
+
+
+def _ceilings(shape: Shape) -> dict[str, float]:
+    """What is hoped for in order: one used entry for a batch, and a notification at the most."""
+    if shape.batch == 1:
+        return {}
+    each = 1000 / shape.batch
+    found = {"used_entries": ALMOST * each}
+    if shape.event is not None:
+        found |= {"kicks": ALMOST * each, "calls": ALMOST * each}
+    return found
 
 
 def cases(

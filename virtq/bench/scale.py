@@ -37,6 +37,11 @@ class Settings:
     """Pieces of each buffer."""
     regions: int = 1
     """Of memory, that the buffers are spread over."""
+    depth: int | None = None
+    """Buffers outstanding at the most; None: as many as fit into the queue."""
+    spread: bool = False
+    """Whether each buffer is on a page of its own, at an offset that does not depend on the
+    regions; else they are neighbours."""
     queues: int = 1
     """At once, each with two threads."""
     event: bool = False
@@ -54,17 +59,62 @@ class Growth:
     values: Sequence[int]
     target: tuple[int, int] | None = None
     """Between which two values the rate should hardly fall."""
+    title: str = ""
+    """Of the comparison, unless it is what grows."""
+    least_size: int = 1
+    """Slots of the queue at the least, so that what grows has its effect."""
+    depth: int | None = None
+    spread: bool = False
+    event: bool = False
+    work: str = ""
 
     def name(self, value: int) -> str:
         return f"{value} {self.one if value == 1 else self.several}"
 
 
 GROWTHS = (
-    Growth("regions", "region", "regions", (1, 8, 64, 509), (1, 509)),
-    Growth("size", "slot", "slots", (64, 256, 1024, 4096, 32768), (256, 32768)),
-    Growth("chain", "piece", "pieces", (1, 2, 4, 8, 16)),
-    Growth("batch", "buffer a batch", "buffers a batch", (1, 4, 16, 32, 128, 256)),
-    Growth("queues", "queue", "queues", (1, 2, 4, 8)),
+    Growth(
+        "regions",
+        "region",
+        "regions",
+        (1, 8, 64, 509),
+        (1, 509),
+        least_size=512,
+        spread=True,
+        work="Each buffer is on a page of its own, whatever the regions, and the pages are cut "
+        "into more and more of them: with 509, almost every buffer is in another region than the "
+        "one before. ",
+    ),
+    Growth(
+        "size",
+        "slot",
+        "slots",
+        (256, 1024, 4096, 32768),
+        (256, 32768),
+        title="slots, 256 outstanding",
+        depth=256,
+        work="The same 256 buffers go round in every size, so that what grows is the ring alone: "
+        "its descriptors take 4 KiB of 256 slots, 512 KiB of 32768. ",
+    ),
+    Growth(
+        "size",
+        "slot",
+        "slots",
+        (64, 256, 1024, 4096, 32768),
+        (256, 32768),
+        title="slots, as many outstanding as fit",
+        work="A larger queue has more buffers, and lets the driver run further ahead. ",
+    ),
+    Growth("chain", "piece", "pieces", (1, 2, 4, 8, 16), least_size=ROOMY_SLOTS),
+    Growth(
+        "batch",
+        "buffer a batch",
+        "buffers a batch",
+        (1, 4, 16, 32, 128, 256),
+        least_size=ROOMY_SLOTS,
+    ),
+    # Sleepers share processors; those that poll would only take them from each other.
+    Growth("queues", "queue", "queues", (1, 2, 4, 8), event=True),
 )
 """509 regions are what Linux offers a vhost-user front-end at the most."""
 
@@ -89,6 +139,8 @@ class Loops:
                 length=settings.length,
                 event=settings.event,
                 regions=settings.regions,
+                depth=settings.depth,
+                spread=settings.spread,
                 pin=settings.pin,
             )
             for _ in range(settings.queues)
@@ -125,11 +177,13 @@ def cases(
 
 
 def _case(kind: RingKind, growth: Growth, settings: Settings) -> Case:
-    # Sleepers share processors; those that poll would only take them from each other. What makes a
-    # batch take more of the queue needs room for several.
-    base = replace(settings, event=settings.event or growth.setting == "queues")
-    if growth.setting in ("chain", "batch"):
-        base = replace(base, size=max(base.size, ROOMY_SLOTS))
+    base = replace(
+        settings,
+        size=max(settings.size, growth.least_size),
+        event=settings.event or growth.event,
+        depth=growth.depth,
+        spread=growth.spread,
+    )
     values = [value for value in growth.values if _fits(_with(base, growth, value))]
     names = {value: growth.name(value) for value in values}
     target = growth.target
@@ -142,11 +196,11 @@ def _case(kind: RingKind, growth: Growth, settings: Settings) -> Case:
             shown[setting] = getattr(base, setting)
     shown["waiting"] = "by notifications" if base.event else "polling"
     return Case(
-        f"{growth.several}: {kind.title}",
+        f"{growth.title or growth.several}: {kind.title}",
         lambda: [Loops(names[value], kind, _with(base, growth, value)) for value in values],
         parameters=shown,
         targets=targets,
-        work=WORK.format(length=base.length),
+        work=growth.work + WORK.format(length=base.length),
     )
 
 
@@ -157,4 +211,5 @@ def _with(settings: Settings, growth: Growth, value: int) -> Settings:
 
 def _fits(settings: Settings) -> bool:
     """Whether a queue can hold a batch of such buffers."""
-    return settings.chain <= settings.length and settings.chain * settings.batch <= settings.size
+    fits = settings.chain <= settings.length and settings.chain * settings.batch <= settings.size
+    return fits and (settings.depth is None or settings.batch <= settings.depth <= settings.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from virtq.bench.measure import Comparison, Ratio, Summary
+from virtq.bench.measure import PAIRS, RATE, Comparison, Ratio, Summary, Target, percentile
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False)
     what is hoped for."""
     contenders = comparison.contenders
     base = next((one.name for one in contenders if one.median > 0), None)
-    to_base = {r.of: r for r in comparison.ratios if r.to == base}
+    to_base = {r.of: r for r in comparison.ratios if r.to == base and r.quantity == RATE}
     counts = [n for n in COUNTS if any(n in one.counts for one in contenders)]
     latencies = list(dict.fromkeys(key for one in contenders for key in one.latency_ns))
     columns: list[tuple[str, Callable[[Summary], str]]] = [
@@ -163,27 +163,69 @@ def _latency(one: Summary, key: str) -> str:
     return duration(one.latency_ns[key]) if key in one.latency_ns else ""
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What is hoped for of a contender, and what was seen, in words."""
+
+    of: str
+    target: str
+    medians: str
+    bests: str
+    met: bool | None
+    """None if it could not be measured."""
+    verdict: str
+    """`met`, `missed` or `not measured`, and over how few windows, if they are too few."""
+
+
+def goals(comparison: Comparison) -> list[Goal]:
+    """All that is hoped for of a comparison's contenders."""
+    found = []
+    few = comparison.rounds < PAIRS
+
+    def add(of: str, target: str, medians: str, bests: str, met: bool | None) -> None:
+        verdict = "not measured" if met is None else "met" if met else "missed"
+        if met is not None and few:
+            verdict += f", over {comparison.rounds} windows"
+        found.append(Goal(of, target, medians, bests, met, verdict))
+
+    for one in comparison.contenders:
+        measured = bool(one.rates)
+        if one.floor_per_s is not None:
+            met = one.met if measured else None
+            text = f"≥ {rate(one.floor_per_s)} {comparison.unit}/s"
+            add(one.name, text, rate(one.median), rate(one.best), met)
+        for name, most in one.ceilings.items():
+            heading = COUNTS[name].heading if name in COUNTS else f"{name} per 1000"
+            seen = one.per_1000.get(name)
+            text = f"≤ {plain(most)} {heading}"
+            met = None if seen is None else seen <= most
+            add(one.name, text, "" if seen is None else plain(seen), "", met)
+    ratios = {(ratio.of, ratio.to, ratio.quantity): ratio for ratio in comparison.ratios}
+    for target in comparison.targets:
+        ratio = ratios.get((target.of, target.to, target.quantity))
+        text = _aim(target)
+        if ratio is None:
+            add(target.of, text, "", "", None)
+        else:
+            add(target.of, text, factor(ratio.medians), factor(ratio.bests), ratio.met)
+    return found
+
+
+def _aim(target: Target) -> str:
+    """What a target asks for, and of whom."""
+    if target.quantity == RATE:
+        return f"≥ {target.ratio:.3g} {TIMES} {target.to}"
+    share = "" if target.ratio == 1 else f"{1 / target.ratio:.3g} {TIMES} "
+    what = COUNTS[target.quantity].heading if target.quantity in COUNTS else None
+    return f"{what or percentile(target.quantity)} ≤ {share}{target.to}"
+
+
 def targets(comparison: Comparison) -> dict[str, str]:
     """What is hoped for of each contender, and whether it is so: `≥ 500 k/s: met`."""
     found: dict[str, list[str]] = {}
-    for one in comparison.contenders:
-        if one.floor_per_s is not None:
-            text = f"≥ {rate(one.floor_per_s)}/s"
-            found.setdefault(one.name, []).append(_verdict(text, one.met))
-    for ratio in comparison.ratios:
-        if ratio.target is not None:
-            text = goal(ratio)
-            found.setdefault(ratio.of, []).append(_verdict(text, ratio.met))
+    for aim in goals(comparison):
+        found.setdefault(aim.of, []).append(f"{aim.target}: {aim.verdict}")
     return {name: "; ".join(texts) for name, texts in found.items()}
-
-
-def goal(ratio: Ratio) -> str:
-    """What is hoped for of a ratio."""
-    return f"≥ {ratio.target:.3g} {TIMES} {ratio.to}"
-
-
-def _verdict(text: str, met: bool | None) -> str:
-    return f"{text}: {'met' if met else 'missed'}"
 
 
 def parameters(comparison: Comparison) -> str:

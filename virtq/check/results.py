@@ -154,6 +154,7 @@ def as_html(uri: str, results: Sequence[Result]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
         uri=uri,
+        party=results[0].case.party if results else "device",
         version=version("virtq"),
         results=results,
         bad=[result for result in results if result.verdict in BAD],

@@ -11,21 +11,27 @@ from collections.abc import Iterator
 
 POLL_S = 0.0001
 """Between two looks."""
-_LONGEST_S = 0.002
+LONGEST_S = 0.002
 """What one turn counts at most, however long it took."""
 _STRETCH = 10
 """In real time no wait is longer than so many times what was asked for."""
 
 
-def turns(seconds: float, poll_s: float = POLL_S) -> Iterator[None]:
+def turns(seconds: float) -> Iterator[None]:
     """A turn for each look, for so many seconds; there is always a last look in the end."""
-    longest = max(_LONGEST_S, 2 * poll_s)
-    last = time.monotonic()
-    end, counted = last + _STRETCH * seconds, 0.0
-    while counted < seconds and last < end:
+    for _ in counted(seconds):
         yield
-        time.sleep(poll_s)
-        now = time.monotonic()
-        counted += min(now - last, longest)
-        last = now
+        time.sleep(POLL_S)
     yield
+
+
+def counted(seconds: float, longest_s: float = LONGEST_S) -> Iterator[None]:
+    """Turns for so many seconds, of which each counts `longest_s` at most: whoever takes them waits
+    in each for a moment."""
+    last = time.monotonic()
+    end, spent = last + _STRETCH * seconds, 0.0
+    while spent < seconds and last < end:
+        yield
+        now = time.monotonic()
+        spent += min(now - last, longest_s)
+        last = now

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -174,6 +177,7 @@ def check(
     done: list[Result] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ends_what_it_started())
         with beginning(uri):
             if is_driver:
                 judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
@@ -217,6 +221,19 @@ def check(
         reason = done[-1].reason if done else "nothing was run"
         raise Unusable(f"{uri}: {reason}")
     ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
+
+
+@contextlib.contextmanager
+def _ends_what_it_started() -> Iterator[None]:
+    """SIGTERM ends this process in order: what it has started does not outlive it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -360,7 +377,7 @@ def _coverage(as_json: bool) -> None:
         f"areas without one: {', '.join(unchecked)}",
         f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )
-    reasons = table("asked of devices, and not to be seen", "why")
+    reasons = table("what cannot be seen", "why")
     for id, reason in UNSEEN.items():
         reasons.add_row(id, reason)
     show(reasons)

@@ -37,9 +37,9 @@ from virtq.cli.output import print_json, say, show, table
 from virtq.errors import VirtqError
 from virtq.features import RingKind
 
-QUICK_S = 70.0
-"""What `--quick` gives the windows, all together; starting peers comes on top."""
-OUTPUT_OPTIONS = {"as_json", "as_markdown", "report"}
+QUICK_S = 80.0
+"""What `--quick` takes altogether, but for what comes before the first case and behind the last."""
+OUTPUT_OPTIONS = {"as_json", "as_markdown", "report", "lists"}
 """Options that do not change what is measured."""
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -141,6 +141,31 @@ class Terms:
     as_json: bool
     as_markdown: bool
     report: Path | None
+    seconds: float | None = None
+    """What all of it may take."""
+    only: tuple[str, ...] = ()
+    """Titles of cases, or parts of them; none: all cases."""
+    lists: bool = False
+    """Only say which cases there are."""
+
+    @property
+    def budget_s(self) -> float | None:
+        """What the cases may take altogether."""
+        return QUICK_S if self.quick and self.seconds is None else self.seconds
+
+    def chosen(self, cases: Sequence[Case]) -> list[Case]:
+        """Raises BenchError for words that are in no title."""
+        titles = {case.title for case in cases}
+        for word in self.only:
+            if not any(word in title for title in titles):
+                raise BenchError(f"no case has {word!r} in its title; see --list")
+        # What is a title as a whole is that case, even if others go on from there.
+        whole, parts = titles & set(self.only), set(self.only) - titles
+        return [
+            case
+            for case in cases
+            if not self.only or case.title in whole or any(word in case.title for word in parts)
+        ]
 
 
 def bench_command(command: C) -> C:
@@ -151,6 +176,9 @@ def bench_command(command: C) -> C:
         window: float,
         pin: tuple[int, int] | None,
         quick: bool,
+        seconds: float | None,
+        only: tuple[str, ...],
+        lists: bool,
         as_json: bool,
         as_markdown: bool,
         report: str | None,
@@ -159,7 +187,7 @@ def bench_command(command: C) -> C:
         if as_json and as_markdown:
             raise click.UsageError("say one of --json and --markdown")
         path = report_path(report)
-        terms = Terms(pairs, window, pin, quick, as_json, as_markdown, path)
+        terms = Terms(pairs, window, pin, quick, as_json, as_markdown, path, seconds, only, lists)
         return command(terms=terms, **others)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
@@ -181,6 +209,16 @@ def bench_command(command: C) -> C:
         ),
         click.option("--pin", type=Pin(), help="Processors for driver and device, such as 0,1."),
         click.option("--quick", is_flag=True, help="Fewer cases, all in less than 90 seconds."),
+        click.option(
+            "--seconds",
+            metavar="SECONDS",
+            type=click.FloatRange(min=1.0),
+            help="What all of it may take: windows become shorter.",
+        ),
+        click.option(
+            "--only", metavar="TEXT", multiple=True, help="Cases with this in their title."
+        ),
+        click.option("--list", "lists", is_flag=True, help="Say which cases there are, and end."),
         *output_options,
     ]
     made: Any = wrapped
@@ -226,11 +264,16 @@ def measure(
 ) -> int:
     """Carry out the cases of a bench and print what came out, and what `conclude` makes of it;
     returns the exit code."""
+    with beginning():
+        cases = terms.chosen(cases)
+    if terms.lists:
+        click.echo("".join(f"{case.title}\n" for case in cases), nl=False)
+        return 0
     started, begun = machine.now(), time.monotonic()
     kept = list(notes)
     comparisons: list[Comparison] = []
     failures: list[str] = []
-    budget_s = QUICK_S / max(len(cases), 1) if terms.quick else None
+    deadline = None if terms.budget_s is None else begun + terms.budget_s
     with interruptible(), _progress() as progress:
         task = progress.add_task(name, total=len(cases), what="")
         for position, case in enumerate(cases):
@@ -240,6 +283,14 @@ def measure(
                 progress.update(task, completed=at + done / max(count, 1), what=what)
 
             turn(0, 1, "")
+            budget_s = None
+            if deadline is not None:
+                # What a case takes beyond its share, to start a peer for one, the others lack.
+                left_s = deadline - time.monotonic()
+                budget_s = max(left_s / (len(cases) - position), 0.0)
+                if left_s <= 0 and comparisons:
+                    kept.append(f"not measured, as time was up: {case.title}")
+                    continue
             try:
                 comparisons.append(
                     run_case(
@@ -295,6 +346,9 @@ def _command_line() -> str:
             words.append(option.secondary_opts[0])
         elif value is True:
             words.append(option.opts[0])
+        elif getattr(option, "multiple", False):
+            for one in value or ():
+                words += [option.opts[0], str(one)]
         else:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [option.opts[0], text]

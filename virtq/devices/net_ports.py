@@ -311,7 +311,7 @@ class HubLink(Link):
             ].off()  # and look again: a packet may have come before the signal was off
         return waiting.popleft() if waiting else None
 
-    def fileno(self, pair: int) -> int | None:
+    def fileno(self, pair: int) -> int:
         return self._signals[pair].fd
 
     def reset(self) -> None:

@@ -82,7 +82,7 @@ class _Plug:
     def _run(self) -> None:
         while True:
             peer = self._peer
-            others = [self._listener] if peer is None else [peer]
+            others: list[socket.socket | int] = [self._listener if peer is None else peer]
             full = [peer] if peer is not None and self._gone else []
             wire = self._link.fileno(0)
             readable, writable, _ = select.select([self._end, wire, *others], full, [])

@@ -168,7 +168,7 @@ class QueueAround:
         self,
         handler: Callable[[Request], Any],
         finish: Callable[[Request, Any], object],
-        failed: Callable[[Request, BaseException], object],
+        failed: Callable[[Request, Exception], object],
         max: int,
         waits: object = None,  # coroutines go to `finish`, which is always right
     ) -> int:

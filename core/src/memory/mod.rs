@@ -52,8 +52,9 @@ pub struct Cache {
     region: usize,
 }
 
-/// The regions of many hits, found by the page of an address: what a cache is for buffers that lie
-/// next to each other, this is for those that lie anywhere. Guesses as well.
+/// The regions of many hits, found by the granule of an address, which is about as large as the
+/// smallest region: what a cache is for buffers that lie next to each other, this is for those that
+/// lie anywhere. Guesses as well.
 #[derive(Debug, Clone)]
 pub struct Guesses {
     regions: Box<[u16; GUESSES]>,
@@ -70,10 +71,10 @@ impl Default for Guesses {
 
 impl Guesses {
     #[inline]
-    fn place(addr: u64) -> usize {
-        // Neighbouring pages have different places, and so have regions at large powers of two.
-        let page = addr / LOG_PAGE_BYTES;
-        (page ^ page >> 10 ^ page >> 20) as usize % GUESSES
+    fn place(addr: u64, granule_bits: u32) -> usize {
+        // Neighbouring granules have different places, and so have regions at large powers of two.
+        let granule = addr >> granule_bits;
+        (granule ^ granule >> 10 ^ granule >> 20) as usize % GUESSES
     }
 }
 
@@ -290,7 +291,7 @@ impl Memory {
         if self.iotlb.is_some() || self.log.is_some() {
             return None;
         }
-        let guess = guesses.regions[Guesses::place(addr)];
+        let guess = guesses.regions[Guesses::place(addr, self.table.granule_bits())];
         if let Some(span) = self.table.spans().get(usize::from(guess))
             && addr.wrapping_sub(span.guest_addr) < span.size
         {
@@ -303,7 +304,7 @@ impl Memory {
     #[inline(never)]
     fn find_window(&self, guesses: &mut Guesses, addr: u64) -> Option<Window> {
         let (region, ..) = self.table.find_guest(addr).ok()?;
-        guesses.regions[Guesses::place(addr)] = region as u16;
+        guesses.regions[Guesses::place(addr, self.table.granule_bits())] = region as u16;
         let span = &self.table.spans()[region];
         Some(Window { guest_addr: span.guest_addr, size: span.size, host: span.host })
     }

@@ -46,7 +46,11 @@ pub(super) struct Table {
     spans: Vec<Span>,
     /// User address and index in `regions`, by user address.
     by_user: Vec<(u64, usize)>,
+    granule_bits: u32,
 }
+
+/// Of a granule at the least: a page.
+const GRANULE_BITS_MIN: u32 = 12;
 
 impl Table {
     pub fn regions(&self) -> &[Region] {
@@ -56,6 +60,13 @@ impl Table {
     #[inline]
     pub fn spans(&self) -> &[Span] {
         &self.spans
+    }
+
+    /// A power of two of bytes that is no more than the smallest region has, or a page: neighbours
+    /// within it are hardly ever in two regions, and all regions together have few of them.
+    #[inline]
+    pub fn granule_bits(&self) -> u32 {
+        self.granule_bits
     }
 
     pub fn with(&self, region: Region) -> Result<Self, MemoryError> {
@@ -122,7 +133,9 @@ impl Table {
         let mut by_user: Vec<_> =
             regions.iter().enumerate().map(|(index, region)| (region.user_addr, index)).collect();
         by_user.sort_unstable();
-        Self { regions, spans, by_user }
+        let smallest = regions.iter().map(|region| region.size).min();
+        let granule_bits = smallest.map_or(0, u64::ilog2).max(GRANULE_BITS_MIN);
+        Self { regions, spans, by_user, granule_bits }
     }
 
     fn check(&self, region: &Region) -> Result<(), MemoryError> {

@@ -44,6 +44,9 @@ pub struct Wants {
 pub trait Path: Send + 'static {
     /// One round, at most one batch; returns how many buffers or packets it handled. Disabled
     /// (vhost-user): the ring goes on without side effects.
+    ///
+    /// A round that did nothing, or failed, leaves no notification undecided: the driver may be waiting
+    /// for it, and the path may be about to.
     fn round(&mut self, queue: &mut DeviceQueue, enabled: bool) -> Result<usize, QueueError>;
 
     /// What to wait for after a round that did nothing.

@@ -4,9 +4,11 @@ for them. `python -m tests.check.drivers.load TYPE SOCKET`."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import virtq
+from virtq.driver import Driver
 from virtq.drivers import blk
 from virtq.drivers.blk import BlkDriver
 from virtq.drivers.console import ConsoleDriver
@@ -58,7 +60,7 @@ def terminal(driver: Any) -> None:
             port.write(b"a line of text\n" * 1000)
 
 
-LOADS = {
+LOADS: dict[str, tuple[type[Driver], Callable[[Any], None]]] = {
     "blk": (BlkDriver, disk),
     "net": (NetDriver, network),
     "rng": (RngDriver, entropy),

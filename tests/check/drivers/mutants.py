@@ -356,6 +356,19 @@ class BeginsWithoutRoom(Reference):
             half.ring.set_desc(at.slot, PackedDescriptor(ring.areas[0], 16, 0, flags))
 
 
+@catches("packed.every_descriptor_of_a_list_is_available")
+class HeadFirst(Reference):
+    class packed(PackedPlacing):
+        def spoil(self, slots: list[int]) -> None:
+            rest = [self.ring.desc(slot) for slot in slots[1:]]
+            for slot, descriptor in zip(slots[1:], rest, strict=True):
+                self.ring.set_desc(slot, descriptor._replace(flags=0))
+            self.publish()
+            time.sleep(0.002)
+            for slot, descriptor in zip(slots[1:], rest, strict=True):
+                self.ring.set_desc(slot, descriptor)
+
+
 @catches("packed.no_list_is_longer_than_the_queue")
 class GoesOnForEver(Reference):
     class packed(PackedPlacing):
@@ -596,8 +609,10 @@ class TakesAllForUsed(Reference):
 class _One:
     """Takes a used entry for the buffer that it names, and for no other."""
 
+    in_order: bool
+
     def collect(self) -> list[tuple[Added, int]]:
-        in_order, self.in_order = self.in_order, False  # type: ignore[has-type]
+        in_order, self.in_order = self.in_order, False
         try:
             return super().collect()  # type: ignore[misc,no-any-return]
         finally:
@@ -698,6 +713,11 @@ class TakesShortForFull(EntropyReference):
     def ask(self, queue: int, number: int) -> Asked:
         asked = super().ask(queue, number)
         return Asked([], asked.writable, lambda reply, written: random_bytes(reply, len(reply)))
+
+
+@catches("using.buffers_come_in_this_kind_of_ring")
+class AlwaysSplit(Reference):
+    packed = Split  # type: ignore[assignment]
 
 
 @catches("using.slowly_and_one_by_one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.check.drivers.mutants import REFERENCES, catches
-from tests.check.drivers.reference import Reference
+from tests.check.drivers.reference import NetReference, Reference
 from virtq.errors import VirtqError
 from virtq.features import F
 from virtq.status import Status
@@ -23,11 +23,19 @@ class TriesAgain(Reference):
 
 
 REFERENCES["driver.init.resets_after_failed"] = (TriesAgain,)
+REFERENCES["driver.features.nothing_without_what_it_needs"] = (NetReference,)
 
 
 @catches("init.begins_with_a_reset")
 class DoesNotReset(Reference):
     def reset(self) -> None:
+        self.status = 0
+
+
+@catches("init.the_reset_is_waited_for")
+class DoesNotLook(Reference):
+    def reset(self) -> None:
+        self.transport.write_status(0)
         self.status = 0
 
 
@@ -151,10 +159,15 @@ class AcceptsMore(Reference):
 
 @catches(
     "features.bits_that_mean_nothing",
-    "features.nothing_without_what_it_needs",
     "features.no_sr_iov_without_the_capability",
 )
 class AcceptsEverything(Reference):
+    def choose(self) -> int:
+        return self.offered
+
+
+@catches("features.nothing_without_what_it_needs")
+class AcceptsHalf(NetReference):
     def choose(self) -> int:
         return self.offered
 

@@ -11,12 +11,14 @@ from tests.check.drivers.reference import (
     ConsoleReference,
     EntropyReference,
     NetReference,
+    PortsReference,
     Reference,
     whole,
 )
 from virtq.check.driver.roles import Disk
 from virtq.wire import net
 from virtq.wire.blk import BlkFeature, Header, Segment, Type
+from virtq.wire.console import Control, Event
 
 
 class Hurries(Reference):
@@ -46,6 +48,8 @@ for _name in (
     "console_transmit_buffers_are_for_reading",
 ):
     REFERENCES[f"driver.others.{_name}"] = (ConsoleReference,)
+for _name in ("a_console_says_that_it_is_ready", "a_console_port_is_opened"):
+    REFERENCES[f"driver.others.{_name}"] = (PortsReference,)
 
 
 # Disks
@@ -326,3 +330,21 @@ class AsksWhenItReceives(ConsoleReference):
 class WantsAnAnswer(ConsoleReference):
     def ask(self, queue: int, number: int) -> Asked:
         return Asked([b"?"], [1]) if queue == 1 else super().ask(queue, number)
+
+
+@catches("others.a_console_says_that_it_is_ready")
+class IsNeverReady(PortsReference):
+    def ready(self) -> None:
+        """Says nothing."""
+
+
+@catches("others.a_console_port_is_opened")
+class DoesNotOpen(PortsReference):
+    def open(self, port: int) -> None:
+        """Says nothing."""
+
+
+@catches("others.a_console_port_is_opened")
+class OpensWithZero(PortsReference):
+    def open(self, port: int) -> None:
+        self.says.append(Control(port, Event.PORT_OPEN, 0))

@@ -31,6 +31,7 @@ from virtq.status import Status
 from virtq.transports.vhost_user import Frontend
 from virtq.transports.vhost_user.rings import area_bytes
 from virtq.wire import blk, net
+from virtq.wire.console import CONTROL_RECEIVE, CONTROL_TRANSMIT, ConsoleFeature, Control, Event
 from virtq.wire.console import DEVICE_ID as CONSOLE_ID
 from virtq.wire.rng import DEVICE_ID as ENTROPY_ID
 
@@ -264,7 +265,7 @@ class Reference:
 
     def reset(self) -> None:
         self.transport.write_status(0)
-        self.status = 0
+        self.status = self.transport.read_status()
 
     def acknowledge(self) -> None:
         self.tell(Status.ACKNOWLEDGE)
@@ -491,13 +492,53 @@ class ConsoleReference(Reference):
     """A driver of a console (5.3)."""
 
     device_id = CONSOLE_ID
-    queues = (0, 1)
+    queues: tuple[int, ...] = (0, 1)
 
     def read_config(self) -> None:
         """There is nothing to read."""
 
     def ask(self, queue: int, number: int) -> Asked:
         return Asked([], [64]) if queue == 0 else Asked([b"a line\n"], [])
+
+
+class PortsReference(ConsoleReference):
+    """A driver of a console with control queues (MULTIPORT)."""
+
+    accepted = Reference.accepted | int(ConsoleFeature.MULTIPORT)
+    queues = (0, 1, CONTROL_RECEIVE, CONTROL_TRANSMIT)
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.says: list[Control] = []
+
+    def driver_ok(self) -> None:
+        super().driver_ok()
+        self.ready()
+
+    def ready(self) -> None:
+        self.says.append(Control(0, Event.DEVICE_READY, 1))
+
+    def fill(self, ring: Queue) -> None:
+        if ring.index != CONTROL_TRANSMIT:
+            super().fill(ring)
+            return
+        while self.says and ring.room():
+            ring.add(Asked([self.says.pop(0).pack()], []))
+
+    def ask(self, queue: int, number: int) -> Asked:
+        if queue == CONTROL_RECEIVE:
+            return Asked([], [64], self.told)
+        return super().ask(queue, number)
+
+    def told(self, reply: bytes, written: int) -> None:
+        message = Control.parse(reply[:written])
+        if message.event == Event.DEVICE_ADD:
+            self.says.append(Control(message.id, Event.PORT_READY, 1))
+        elif message.event == Event.CONSOLE_PORT:
+            self.open(message.id)
+
+    def open(self, port: int) -> None:
+        self.says.append(Control(port, Event.PORT_OPEN, 1))
 
 
 def datagram(mac: bytes, number: int, partial: bool = False) -> bytes:
@@ -516,7 +557,7 @@ def datagram(mac: bytes, number: int, partial: bool = False) -> bytes:
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

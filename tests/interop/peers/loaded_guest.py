@@ -24,10 +24,14 @@ LIFE_S: Final = 280.0
 RINGS: Final = {"packed": True, "in_order": True}
 
 DISK: Final = """
-while :; do dd if=/dev/zero of=/dev/vda bs=16k count=64 oflag=direct; done 2>/dev/null &
+while :; do dd if=/dev/zero of=/dev/vda bs=16k count=64 oflag=direct conv=fsync; done 2>/dev/null &
 while :; do dd if=/dev/vda of=/dev/null bs=4k count=256 iflag=direct; done 2>/dev/null &
-while :; do dd if=/dev/vda of=/dev/null bs=128k count=64 skip=64 iflag=direct; done 2>/dev/null &
-while :; do dd if=/dev/vda of=/dev/null bs=512 count=256 iflag=direct; done 2>/dev/null
+while :; do dd if=/dev/vda of=/dev/null bs=64k count=64 skip=64 iflag=direct; done 2>/dev/null &
+while :
+do
+    cat /sys/block/vda/serial >/dev/null
+    dd if=/dev/vda of=/dev/null bs=512 count=64 iflag=direct 2>/dev/null
+done
 """
 NETWORK: Final = """
 ip link set eth0 up

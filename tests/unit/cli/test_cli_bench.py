@@ -37,7 +37,7 @@ def test_scale(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--ring", "packed-in-order", "--ring", "split"]
     stored = loaded(capsys, "bench", "scale", "--quick", *SHORT, *words, "--batch", "16")
     titles = [comparison["title"] for comparison in stored["comparisons"]]
-    assert len(titles) == 10
+    assert len(titles) == 12
     regions = next(c for c in stored["comparisons"] if c["title"] == "regions: packed, in order")
     assert [one["name"] for one in regions["contenders"]] == [
         "1 region", "8 regions", "64 regions", "509 regions"
@@ -63,9 +63,27 @@ def test_tables_and_a_report(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert twice == [json.loads(stored.read_text())] * 2
 
 
+def test_some_cases_in_some_time(capsys: pytest.CaptureFixture[str]) -> None:
+    titles = printed(capsys, "bench", "scale", "--list").splitlines()
+    assert len(titles) == len(set(titles)) == 12
+    words = ("bench", "scale", "--only", titles[1], "--only", "pieces: packed")
+    assert printed(capsys, *words, "--list").splitlines() == [
+        titles[1],
+        "pieces: packed, in order",
+    ]
+    stored = loaded(capsys, *words, *SHORT, "--seconds", "2")
+    assert [one["title"] for one in stored["comparisons"]] == [titles[1], titles[-3]]
+    assert stored["seconds"] < 10
+    assert stored["command"] == (
+        f"virtq bench scale --pairs 2 --window 0.01 --seconds 2.0 --only '{titles[1]}' "
+        "--only 'pieces: packed'"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["python", "--only", "nothing"], "no case has 'nothing' in its title"),
         (["python", "--window", "2"], "2.0 is not in the range 0.01<=x<=1.0"),
         (["python", "--pairs", "0"], "0 is not in the range"),
         (["python", "--pin", "1"], "not two processors"),

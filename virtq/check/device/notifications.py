@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtq.check.case import NotObservable, case, expect
+from virtq.check.case import Hung, NotObservable, case, expect
 from virtq.check.context import Context, Live
 from virtq.features import F
 from virtq.model.notify import DESC, DISABLE, ENABLE, PackedEvent
@@ -23,6 +23,21 @@ def _quiet_after(live: Live, count: int, first: int = 0) -> int:
     return live.ring.calls()
 
 
+def _wait_for_use_and_call(live: Live) -> None:
+    """Wait for a notification with the buffer used by then. One that comes earlier may be for
+    nothing, which drivers have to bear (2.7.7.1); it does not stand for the one that is due."""
+    early = False
+    try:
+        for _ in live.session.patience("a used buffer notification"):
+            if live.ring.calls():
+                if live.ring.half.has_used:
+                    return
+                early = True
+    except Hung:
+        expect(not early, "a notification once the buffer is used", "one before it, none after it")
+        raise
+
+
 @case("split.usednotify.dev.flags-0-notify", "split.used.idx-before-notify", packed=False)
 def flags_0(ctx: Context) -> None:
     """Without EVENT_IDX and with flags 0, a notification comes for every use, and the buffer is in
@@ -33,8 +48,7 @@ def flags_0(ctx: Context) -> None:
         live.ring.calls()
         live.ring.add(live.work.job(seed))
         live.ring.kick()
-        live.ring.wait_call()
-        expect(live.ring.half.has_used, "the buffer used before the notification", "it is not")
+        _wait_for_use_and_call(live)
         live.ring.wait(1)
 
 

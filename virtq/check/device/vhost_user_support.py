@@ -65,14 +65,14 @@ def live_on(ctx: Context, front: Front, size: int | None = None) -> Live:
 def start_anyway(front: Front, index: int, size: int, user_addr: int) -> None:
     """Start a ring that lies at a user address, whatever the back-end says to it, and kick it."""
     kick, call = os.eventfd(1), os.eventfd(0)
-    desc, driver, device = user_addr, user_addr + 16 * size, user_addr + 16 * size + 4096
-    wrapped = [addr % 2**64 for addr in (desc, device, driver)]
-    address = VringAddress(index, 0, wrapped[0], wrapped[1], wrapped[2], 0)
+    desc, used, avail = (
+        (user_addr + offset) % 2**64 for offset in (0, 16 * size + 4096, 16 * size)
+    )
     try:
         for code, payload, fds in (
             (Code.SET_VRING_NUM, VringState(index, size), ()),
             (Code.SET_VRING_BASE, VringState(index, 0), ()),
-            (Code.SET_VRING_ADDR, address, ()),
+            (Code.SET_VRING_ADDR, VringAddress(index, 0, desc, used, avail, 0), ()),
             (Code.SET_VRING_CALL, U64(index), (call,)),
             (Code.SET_VRING_KICK, U64(index), (kick,)),
             (Code.SET_VRING_ENABLE, VringState(index, 1), ()),

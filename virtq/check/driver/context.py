@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SETTLE_TURNS = 200
 _HOLD_MOMENTS = 5
-_HOSTILE_MOMENTS = 5
+_HOSTILE_MOMENTS = 15
 _LONG_S = 60.0
 """What a long case may take."""
 
@@ -205,6 +205,12 @@ class DriverContext:
         if self.plain().record.features is None:
             raise NotObservable("the driver does not work with the usual offer either")
 
+    def after_a_while(self, peer: Peer) -> Record:
+        """What was seen of a driver that may have more to say."""
+        for _ in peer.turns_or_gone(self.patience_s / 4):
+            pass
+        return peer.record
+
     def check_time_for(self, buffers: int) -> None:
         """Raises NotObservable if, at the pace of the plain run, the driver would not make so many
         available in the time that a case may take."""
@@ -264,7 +270,7 @@ class DriverContext:
         cannot be ended. Raises Broken, PeerGone, Hung."""
         live.ring.signal()
         try:
-            for _ in live.peer.turns(max(_HOSTILE_MOMENTS * self.moment_s, self.patience_s / 8)):
+            for _ in live.peer.turns(_HOSTILE_MOMENTS * self.moment_s):
                 pass
             live.ring.audit()
         except PeerGone:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from virtq.check.case import Broken, Hung
 from virtq.check.driver.record import Event, Record
 from virtq.check.driver.ring import JudgedRing
 from virtq.check.driver.roles import Role
+from virtq.check.waiting import counted
 from virtq.errors import ConfigError, PeerGone, VirtqError
 from virtq.features import RingKind
 from virtq.status import Status
@@ -147,9 +147,12 @@ class Peer:
             self._hear_other()
         if self._sock.fileno() in came:
             self._receive()
+        self._drain_kicks()
+        self.look()
+
+    def _drain_kicks(self) -> None:
         for ring in self.rings.values():
             ring.drain_kick()
-        self.look()
 
     def look(self) -> None:
         """Write down what became available, and have it served."""
@@ -168,10 +171,9 @@ class Peer:
 
     def turns(self, seconds: float) -> Iterator[None]:
         """Turns for so long; a look before each."""
-        deadline = time.monotonic() + seconds
         yield
-        while (left := deadline - time.monotonic()) > 0:
-            self.turn(min(POLL_S, left))
+        for _ in counted(seconds, 4 * POLL_S):
+            self.turn(min(POLL_S, seconds))
             yield
 
     def turns_or_gone(self, seconds: float) -> Iterator[None]:
@@ -209,6 +211,9 @@ class Peer:
             return event.answer
         main = self._protocol.main
         name = event.message.name
+        if event.message.code != Front.SET_STATUS:
+            # What has come by now came before the answer to this, and all that is said after it.
+            self._drain_kicks()
         with event.fds:
             self.record.events.append(Event(name, _queue_of(event.payload), event.payload))
             try:

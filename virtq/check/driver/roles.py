@@ -10,6 +10,14 @@ from virtq.check.driver.record import Chain
 from virtq.features import F
 from virtq.model.memory import Taken
 from virtq.wire import blk, layout, net
+from virtq.wire.console import (
+    CONTROL_BYTES,
+    CONTROL_RECEIVE,
+    CONTROL_TRANSMIT,
+    ConsoleConfig,
+    ConsoleFeature,
+    Control,
+)
 from virtq.wire.console import DEVICE_ID as CONSOLE_ID
 from virtq.wire.rng import DEVICE_ID as ENTROPY_ID
 
@@ -190,6 +198,25 @@ class Terminal:
         text = f"{chain.number}\n".encode()[: taken.writable]
         taken.write(text)
         return len(text)
+
+
+class Switchboard(Terminal):
+    """A console with control queues (MULTIPORT), and one port. `heard`: what the driver said."""
+
+    queue_sizes: tuple[int, ...] = (256, 256, 256, 256)
+    supplied = frozenset({0, CONTROL_RECEIVE})
+    features = int(ConsoleFeature.MULTIPORT)
+
+    def __init__(self) -> None:
+        self.heard: list[Control] = []
+
+    def config(self) -> bytearray:
+        return bytearray(layout.pack(ConsoleConfig(max_nr_ports=1)))
+
+    def answer(self, queue: int, chain: Chain) -> int:
+        if queue == CONTROL_TRANSMIT and chain.readable_bytes >= CONTROL_BYTES:
+            self.heard.append(Control.parse(chain.readable))
+        return super().answer(queue, chain)
 
 
 ROLES: dict[int, Callable[[], Role]] = {

@@ -219,6 +219,16 @@ class Nic:
                 break
         return came
 
+    def until(self, frame: bytes) -> list[Received]:
+        """Send a frame that the device has to pass on; what comes until then, with it."""
+        self.far.send(Packet(frame))
+        came: list[Received] = []
+        for _ in self.session.patience("a frame that was sent to the device is received"):
+            came += self.collect()
+            if any(received.frame == frame for received in came):
+                break
+        return came
+
     def collect(self) -> list[Received]:
         """The packets that have come since the last time."""
         return [received for pair in self._parts for received in self._collect(pair)]

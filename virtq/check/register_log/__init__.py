@@ -57,7 +57,7 @@ def _judge_one(trails: Sequence[Trail], rule: Case) -> Result:
         if rule.bus not in (None, trail.bus):
             continue
         try:
-            rule.run(trail)  # type: ignore[arg-type]
+            rule.run(trail)
             passed = True
         except NotObservable as nothing:
             reason = str(nothing)

@@ -129,6 +129,31 @@ def accepts_notif_config_data(trail: Trail) -> int:
     return _takes(trail, F.NOTIF_CONFIG_DATA)
 
 
+# Notifications
+
+
+@rule("notify.data.layout", "notify.data.packed-next-off", "packed.notify.drv.next-off-wrap")
+def tells_a_place_in_the_ring(trail: Trail) -> int:
+    """With NOTIFICATION_DATA, a notification for a packed virtqueue has the queue's index in the
+    low half, and above it an offset within the ring."""
+    seen = 0
+    sizes: dict[int, int] = {}
+    wanted = F.NOTIFICATION_DATA | F.RING_PACKED
+    for step in trail.steps:
+        if step.field == "queue_size":
+            sizes[step.queue] = step.value
+        if not step.puts("notify") or step.accepted & wanted != wanted:
+            continue
+        if step.accepted & F.NOTIF_CONFIG_DATA:  # another number, which does not say which queue
+            continue
+        queue, offset = step.value & 0xFFFF, step.value >> 16 & 0x7FFF
+        expect(queue in step.enabled, f"one of the queues {sorted(step.enabled)}", step)
+        if size := sizes.get(queue):
+            expect(offset < size, f"an offset within a ring of {size} descriptors", step)
+            seen += 1
+    return seen
+
+
 # The configuration space
 
 

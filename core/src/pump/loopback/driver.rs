@@ -168,11 +168,11 @@ impl Sender {
 
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
         let wanted = self.cycle.batch;
-        if self.lane.queue.free() < wanted * self.cycle.slots {
+        if self.lane.free() < wanted * self.cycle.slots {
             self.reaped.clear();
             self.lane.queue.reap(usize::MAX, &mut self.reaped)?;
             self.done += self.reaped.len() as u64;
-            if self.lane.queue.free() < wanted * self.cycle.slots {
+            if self.lane.free() < wanted * self.cycle.slots {
                 return Ok(false);
             }
         }
@@ -231,7 +231,7 @@ impl Receiver {
             }
             self.done += got as u64;
         }
-        let free = self.lane.queue.free() / self.cycle.slots;
+        let free = self.lane.free() / self.cycle.slots;
         let room = free >= self.cycle.batch;
         if room {
             self.cycle.add(&mut self.lane, free - free % self.cycle.batch, true)?;

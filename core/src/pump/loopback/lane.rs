@@ -22,6 +22,16 @@ pub struct DriverLane {
     /// Where each buffer begins; its pieces are adjacent.
     pub hosts: Box<[*mut u8]>,
     pub call: Arc<Event>,
+    /// Slots that are never used.
+    spare: usize,
+}
+
+impl DriverLane {
+    /// Slots for more buffers.
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.queue.free() - self.spare
+    }
 }
 
 // SAFETY: the pointers lead into memory that the queue keeps mapped and that both ends share anyway.
@@ -57,13 +67,20 @@ fn plan(setup: &LoopSetup) -> Plan {
 /// Regions of about the same number of buffers each, the first with the rings before them; returns
 /// the address of each buffer as well. Between two regions is a page of nothing.
 fn memory(setup: &LoopSetup, rings: u64) -> Result<(Memory, Vec<u64>), MemoryError> {
-    let stride = u64::from(setup.length).next_multiple_of(LINE_BYTES);
+    let mut stride = u64::from(setup.length).next_multiple_of(LINE_BYTES);
+    if setup.spread {
+        // Other offsets than the neighbours have: the same one would be the same set of a cache.
+        stride = stride.next_multiple_of(PAGE_BYTES) + LINE_BYTES;
+    }
     let buffers = setup.buffers();
     let mut memory = Memory::new();
     let mut addresses = Vec::with_capacity(buffers);
     let mut at = 0;
     for number in 0..setup.regions {
-        let head = if number == 0 { rings } else { 0 };
+        let mut head = if number == 0 { rings } else { 0 };
+        if setup.spread {
+            head += addresses.len() as u64 * stride % PAGE_BYTES;
+        }
         let share = (number + 1) * buffers / setup.regions - number * buffers / setup.regions;
         let size = (head + share as u64 * stride).max(1).next_multiple_of(PAGE_BYTES);
         let mapping = Mapping::anonymous(size)?;
@@ -127,5 +144,7 @@ pub fn build(setup: &LoopSetup, receive: bool) -> Result<(DriverLane, DeviceLane
         })
         .collect::<Result<_, _>>()?;
     let pieces = addresses.iter().flat_map(|&addr| cut(addr, setup)).collect();
-    Ok((DriverLane { queue: driver, pieces, hosts, call }, DeviceLane { queue: device }))
+    let spare = usize::from(setup.size) - setup.buffers() * setup.slots();
+    let lane = DriverLane { queue: driver, pieces, hosts, call, spare };
+    Ok((lane, DeviceLane { queue: device }))
 }

@@ -63,6 +63,11 @@ pub struct LoopSetup {
     pub event: bool,
     /// Regions of memory that the buffers are spread over.
     pub regions: usize,
+    /// Buffers outstanding at the most, which are used again and again; None: as many as fit.
+    pub depth: Option<usize>,
+    /// Each buffer on a page of its own, at offsets that do not depend on `regions`; else they are
+    /// neighbours.
+    pub spread: bool,
     /// Processors of driver and device.
     pub pin: Option<(usize, usize)>,
 }
@@ -78,9 +83,16 @@ impl LoopSetup {
             return invalid(format!("chain {} is not in 1..={size}, the queue size", self.chain));
         }
         let most = self.buffers();
+        if self.depth.is_some_and(|depth| depth == 0 || depth > size / self.slots()) {
+            return invalid(format!(
+                "depth {} is not in 1..={}, the buffers that fit into the queue",
+                self.depth.unwrap_or_default(),
+                size / self.slots()
+            ));
+        }
         if self.batch == 0 || self.batch > most {
             return invalid(format!(
-                "batch {} is not in 1..={most}, the buffers that fit into the queue",
+                "batch {} is not in 1..={most}, the buffers that may be outstanding",
                 self.batch
             ));
         }
@@ -109,9 +121,9 @@ impl LoopSetup {
         if self.indirect { 1 } else { self.chain }
     }
 
-    /// Buffers that fit into a queue.
+    /// Buffers that may be outstanding.
     fn buffers(&self) -> usize {
-        usize::from(self.size) / self.slots()
+        self.depth.unwrap_or(usize::from(self.size) / self.slots())
     }
 
     /// Negotiated features with what the other fields ask for.

@@ -19,6 +19,8 @@ fn setup(features: u64) -> LoopSetup {
         indirect: false,
         event: false,
         regions: 1,
+        depth: None,
+        spread: false,
         pin: None,
     }
 }
@@ -84,9 +86,23 @@ fn buffers_may_lie_in_many_regions() {
     for features in KINDS {
         for regions in [2, 7, 100] {
             for direction in DIRECTIONS {
-                let report = run(LoopSetup { direction, regions, ..setup(features) });
+                let spread = regions > 2;
+                let report = run(LoopSetup { direction, regions, spread, ..setup(features) });
                 assert!(report.buffers > 1000, "{features:#x} {direction:?} {regions} regions");
             }
+        }
+    }
+}
+
+#[test]
+fn no_more_are_outstanding_than_may_be() {
+    for features in KINDS {
+        for depth in [4, 16, 64] {
+            let setup = LoopSetup { depth: Some(depth), batch: 4, ..setup(features) };
+            let report = RingLoop::new(setup).unwrap().alternate(1).unwrap();
+            // The driver adds what may be outstanding, sees all of it used, and adds it again.
+            assert_eq!(report.buffers, depth as u64);
+            assert_eq!(report.batches, 2 * depth as u64 / 4);
         }
     }
 }
@@ -104,6 +120,9 @@ fn what_makes_no_sense_is_named() {
         (LoopSetup { length: 0, ..valid.clone() }, "length 0"),
         (LoopSetup { length: 1 << 17, ..valid.clone() }, "length 131072"),
         (LoopSetup { regions: 0, ..valid.clone() }, "regions 0"),
+        (LoopSetup { depth: Some(0), ..valid.clone() }, "depth 0"),
+        (LoopSetup { depth: Some(33), chain: 2, ..valid.clone() }, "depth 33"),
+        (LoopSetup { depth: Some(7), batch: 8, ..valid.clone() }, "batch 8"),
         (LoopSetup { pin: Some((0, 1 << 20)), ..valid.clone() }, "processor 1048576"),
     ] {
         match RingLoop::new(wrong) {

@@ -7,6 +7,8 @@ with FEATURES_OK. Its steps are not judged: they are nobody's driver's.
 
 from __future__ import annotations
 
+import contextlib
+
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.driver.context import DriverContext
 from virtq.check.driver.peer import Peer
@@ -18,6 +20,10 @@ from virtq.transports.vhost_user.wire import U64
 
 STEPS = (Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK)
 Steps = list[tuple[int, int]]
+
+
+class _NotTold(NotObservable):
+    """There is no status to look at."""
 
 
 def status_of(event: Event) -> int | None:
@@ -33,16 +39,23 @@ def steps_of(record: Record) -> Steps:
     """(place among the events, status written) for each step of the first initialization. Raises
     NotObservable for a driver that does not tell."""
     if not record.protocol & P.STATUS:
-        raise NotObservable("the front-end does not tell the device status (STATUS)")
+        raise _NotTold("the front-end does not tell the device status (STATUS)")
     told = [(i, status_of(event)) for i, event in enumerate(record.events)]
     steps = [(i, status) for i, status in told if status is not None]
     written = [status for _, status in steps if status]
     if not written:
-        raise NotObservable("the front-end tells no status")
+        raise _NotTold("the front-end tells no status")
     if written[0] == Status.FEATURES_OK:
         raise NotObservable("the front-end makes up the status instead of passing it on")
     live = next((n for n, (_, s) in enumerate(steps) if s & Status.DRIVER_OK), len(steps))
     return steps[: live + 1]
+
+
+def check_passed_on(record: Record) -> None:
+    """Raises NotObservable for a front-end between us and the driver, which decides itself what it
+    passes on of an offer."""
+    with contextlib.suppress(_NotTold):
+        steps_of(record)
 
 
 def place_of(steps: Steps, bit: int) -> int | None:
@@ -60,6 +73,18 @@ def begins_with_a_reset(driver: DriverContext) -> None:
     """The first thing that is done to the device status is a reset."""
     _, steps = _seen(driver)
     expect(steps[0][1] == 0, "a reset before anything else", Status(steps[0][1]))
+
+
+@case("reset.drv.complete-on-zero", party="driver", packed=False, in_order=False)
+def the_reset_is_waited_for(driver: DriverContext) -> None:
+    """SHOULD: a reset is complete when the status reads 0; the driver reads it before it goes
+    on."""
+    record, steps = _seen(driver)
+    known = place_of(steps, Status.ACKNOWLEDGE)
+    events = record.events[:known]
+    resets = [i for i, event in enumerate(events) if status_of(event) == 0]
+    after = [event.what for event in events[resets[-1] if resets else 0 :]]
+    expect("status read" in after, "the status to be read after a reset", after)
 
 
 @case(
@@ -180,11 +205,21 @@ def no_notification_before_driver_ok(driver: DriverContext) -> None:
 # A device that does not take the driver's choice
 
 
+def _told(peer: Peer) -> list[int]:
+    """Every status that was written."""
+    return [status for status in map(status_of, peer.record.events) if status is not None]
+
+
+def _has_ended(peer: Peer) -> bool:
+    """Whether the driver has said how its initialization ends."""
+    return any(status & (Status.FAILED | Status.DRIVER_OK) for status in _told(peer))
+
+
 def _refused(driver: DriverContext) -> Peer:
     """A driver whose choice was not taken, after it has seen that."""
     peer = driver.fresh(driver.offer.with_(keeps_features_ok=False))
     for _ in peer.turns_or_gone(driver.patience_s):
-        if peer.status & (Status.FAILED | Status.DRIVER_OK):
+        if _has_ended(peer):
             break
     steps_of(peer.record)
     expect(
@@ -207,7 +242,7 @@ def stops_if_features_ok_does_not_stay(driver: DriverContext) -> None:
 def sets_failed_if_features_ok_does_not_stay(driver: DriverContext) -> None:
     """SHOULD: a driver that gives up sets FAILED."""
     peer = _refused(driver)
-    told = [status for status in map(status_of, peer.record.events) if status is not None]
+    told = _told(peer)
     expect(any(status & Status.FAILED for status in told), "FAILED to be set", told)
 
 
@@ -216,12 +251,12 @@ def resets_after_failed(driver: DriverContext) -> None:
     """A driver that set FAILED resets the device before it tries again."""
     peer = _refused(driver)
     for _ in peer.turns_or_gone(driver.patience_s / 2):
-        pass
-    told = [status for status in map(status_of, peer.record.events) if status is not None]
-    failed = next((i for i, status in enumerate(told) if status & Status.FAILED), None)
-    if failed is None or failed + 1 == len(told):
-        raise NotObservable("it does not try again")
-    expect(told[failed + 1] == 0, "a reset after FAILED", told[failed:])
+        told = _told(peer)
+        failed = next((i for i, status in enumerate(told) if status & Status.FAILED), len(told))
+        if failed + 1 < len(told):
+            expect(told[failed + 1] == 0, "a reset after FAILED", told[failed:])
+            return
+    raise NotObservable("it does not try again")
 
 
 @case("feat.drv.fail-when-no-compat", party="driver", rings=False, alone=True)
@@ -230,7 +265,7 @@ def fails_openly_without_version_1(driver: DriverContext) -> None:
     sets FAILED and stops."""
     peer = driver.fresh(driver.offer.with_(features=0))
     for _ in peer.turns_or_gone(driver.patience_s):
-        if peer.status & (Status.FAILED | Status.DRIVER_OK):
+        if _has_ended(peer):
             break
     told = [status for _, status in steps_of(peer.record)]
     ended = any(status & (Status.FAILED | Status.DRIVER_OK) for status in told)
@@ -247,5 +282,8 @@ def version_1_is_accepted(driver: DriverContext) -> None:
 @case("resv.drv.ring-packed-accept", party="driver", packed=True)
 def packed_rings_are_accepted(driver: DriverContext) -> None:
     """SHOULD: RING_PACKED is accepted where it is offered."""
-    features = driver.plain().record.features
+    record = driver.plain().record
+    features = record.features
+    if not (features or 0) & F.RING_PACKED:
+        check_passed_on(record)
     expect((features or 0) & F.RING_PACKED, "RING_PACKED to be accepted", hex(features or 0))

@@ -53,7 +53,7 @@ def posted(record: Record) -> Iterator[Chain]:
 def checksum(data: bytes) -> int:
     """The Internet checksum of data that contain theirs: 0 if it is right."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -81,10 +81,16 @@ def available_as_the_wrap_counter_says(driver: DriverContext) -> None:
     no_fault(record, "encoding", what)
 
 
-@case("packed.list.all-flags-valid", "packed.list.drv.room-first", party="driver", packed=True)
+@case(
+    "packed.list.all-flags-valid",
+    "packed.list.drv.room-first",
+    "packed.list.drv.head-last",
+    party="driver",
+    packed=True,
+)
 def every_descriptor_of_a_list_is_available(driver: DriverContext) -> None:
     """When the first descriptor of a list is available, so are all the others: AVAIL and USED are
-    set in each of them, and the ring had room for all."""
+    set in each of them before, and the ring had room for all."""
     for _, chain in packed_chains(driver.seen()):
         expect("not available" not in chain.fault, f"{chain} available to its end", chain.fault)
 

@@ -12,6 +12,14 @@ from virtq.model.memory import INDIRECT, NEXT, WRITE
 from virtq.model.packed import Descriptor
 
 
+@case("resv.ring-packed.meaning", party="driver")
+def buffers_come_in_this_kind_of_ring(driver: DriverContext) -> None:
+    """What was negotiated is what is used: with RING_PACKED buffers come in a packed ring, without
+    it in a split one, around the ring several times."""
+    live = driver.live()
+    live.serve(LAPS * live.ring.size)
+
+
 def _laps_in_order_of(live: Live, chance: random.Random, how: str) -> None:
     depth = depth_of(live)
     slots = 0
