@@ -161,13 +161,15 @@ def test_the_dirty_log(served: Served) -> None:
         front.shout(queue, b"not logged")
         assert os.pread(log, 4096, 0) == bytes(4096)
         front.raw.send(Front.SET_FEATURES, U64(PLAIN | LOG_ALL))
-        front.raw.send(Front.SET_VRING_ADDR, front.address()._replace(flags=1))
+        elsewhere = GUEST + DATA + 0x4000
+        front.raw.send(Front.SET_VRING_ADDR, front.address()._replace(flags=1, log=elsewhere))
         front.sync()
         front.shout(queue, b"logged")
         bits = int.from_bytes(os.pread(log, 4096, 0), "little")
         pages = [page for page in range(4096 * 8) if bits >> page & 1]
         assert (GUEST + DATA + 0x1000) >> 12 in pages
-        assert (GUEST + DEVICE) >> 12 in pages
+        assert elsewhere >> 12 in pages, "the used ring, where the front-end has its log"
+        assert (GUEST + DEVICE) >> 12 not in pages
         front.raw.send(Front.SET_FEATURES, U64(PLAIN))
         front.sync()
         os.pwrite(log, bytes(4096), 0)

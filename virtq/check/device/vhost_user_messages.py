@@ -145,7 +145,8 @@ def nothing_unasked(ctx: Context) -> None:
     """With REPLY_ACK, a request without need_reply is not acknowledged."""
     front = ctx.front(P.REPLY_ACK)
     front.send(Code.SET_OWNER)
-    front.send(Code.SET_FEATURES, U64(int(F.VERSION_1) & front.offered | PROTOCOL_FEATURES))
+    features = (int(F.VERSION_1) | ctx.work.features | PROTOCOL_FEATURES) & front.offered
+    front.send(Code.SET_FEATURES, U64(features))
     expect(front.silent(), "no acknowledgement", "a message, or the end")
 
 

@@ -129,7 +129,15 @@ class Vrings:
     def log_used(self, index: int) -> None:
         """Follow the log flag and address of SET_VRING_ADDR, which may change while it is live."""
         if (queue := self._served[index].queue) is not None:
-            queue.set_used_log(_used_log(self._served[index].ring))
+            queue.set_used_log(self._used_log(self._served[index].ring))
+
+    def _used_log(self, ring: Ring) -> int | None:
+        """Where the log has the used ring, if the front-end says so. Behind an IOMMU it tells an
+        IOVA there (QEMU), so the ring's own addresses are what is translated and marked."""
+        address = ring.address
+        if address is None or not address.flags & VRING_LOG or self._guest.translated:
+            return None
+        return address.log
 
     def enable(self, index: int, enabled: bool) -> None:
         if self._served[index].queue is not None:
@@ -194,7 +202,7 @@ class Vrings:
             queue.set_kick(served.kick)
             queue.set_call(served.call)
             queue.set_err(served.err)
-            queue.set_used_log(_used_log(ring))
+            queue.set_used_log(self._used_log(ring))
         except TranslationMiss as miss:
             self._wait(served, miss)
             return
@@ -288,11 +296,6 @@ class Vrings:
         served.waiting = False
         served.resume = None
         _exchange(served, "kick", None)
-
-
-def _used_log(ring: Ring) -> int | None:
-    address = ring.address
-    return address.log if address is not None and address.flags & VRING_LOG else None
 
 
 def reason(error: Exception) -> object:
