@@ -217,6 +217,7 @@ class Bench:
 
     def run(self, cases: Sequence[Case], *, seed: int = 0) -> Iterator[Result]:
         """Run the cases, each in each of its kinds of ring; one result at a time. Always ends."""
+        self._baselines.clear()
         turns = [(case, kind) for case in cases for kind in case.kinds or (None,)]
         for case, kind in sorted(turns, key=_order):
             if case.device_id not in (None, self.device_id):
