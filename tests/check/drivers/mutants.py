@@ -267,9 +267,8 @@ class ChangesItsMind(Reference):
     def sleep(self) -> None:
         for ring in self.rings.values():
             if ring.half.added:
-                slot = ring.half.added[-1].slots[0]
-                layout = ring.half.ring  # type: ignore[attr-defined]
-                layout.set_desc(slot, layout.desc(slot)._replace(len=14))
+                at = ring.areas[0] + 16 * ring.half.added[-1].slots[0] + 8
+                self.transport.memory.write(at, (14).to_bytes(4, "little"))
         super().sleep()
 
 
