@@ -1,10 +1,11 @@
-"""`virtq check --driver` on drivers at the other end of a socket: virtq's own, and two that nobody
-here wrote."""
+"""`virtq check --driver` on virtq's own drivers, each in a process of its own, and what it says and
+writes."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.interop.peers.availability import require
-from tests.interop.peers.testpmd import VirtioUserPort
 from virtq.check.run import OUR_FAULT
 from virtq.cli import run
 
@@ -62,27 +61,6 @@ def test_our_own_drivers(
     assert "pass" in found["driver.in_order.batches_of_changing_size"]
 
 
-@pytest.mark.interop
-def test_dpdk(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """virtio-user, which transmits without an end, in every kind of ring."""
-    require("dpdk")
-    port = VirtioUserPort(Path("SOCKET"), mrg_rxbuf=False).vdev()
-    vdev = port.replace("SOCKET", "{socket}")
-    vdev = vdev.replace("packed_vq=0", "packed_vq={packed}")
-    vdev = vdev.replace("in_order=0", "in_order={in_order}")
-    command = (
-        "exec dpdk-testpmd --lcores '0@1,1@1' --no-pci --no-telemetry --in-memory -m 256 "
-        f"--single-file-segments --file-prefix=virtq-check --vdev '{vdev}' -- --nb-cores=1 "
-        "--txq=1 --rxq=1 --total-num-mbufs=16384 --auto-start --forward-mode=txonly"
-    )
-    words = ["--type", "net", "--start", command, "--wait", "30", "--patience", "5"]
-    found = judged(
-        capsys, tmp_path, *words, *only("in_order", "split.in_*", "packed.[ae]*"), code=0
-    )
-    assert "pass" in found["driver.in_order.batches_of_changing_size"]
-    assert "pass" in found["driver.split.in_order_next_is_the_next_slot"]
-
-
 def test_what_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A driver that gives out its fault: exit status 1, and every report has it."""
     files = {kind: tmp_path / kind for kind in ("junit", "sarif", "report")}
@@ -98,6 +76,20 @@ def test_what_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     page = files["report"].read_text()
     assert "this driver" in page
     assert "the ring as it stood: split" in page
+
+
+def test_a_driver_that_comes_by_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without --start somebody else starts it again whenever it ends; when nobody does any more,
+    what is left is skipped."""
+    path = tmp_path / "s"
+    command = load("rng").replace("{socket}", shlex.quote(str(path)))
+    again = f"for i in 1 2; do while [ ! -S {path} ]; do sleep 0.02; done; ({command}); done"
+    with subprocess.Popen(again, shell=True, stderr=subprocess.DEVNULL) as process:
+        words = ["--type", "rng", "--wait", "5", *only("others", "features.w*", "features.no_s*")]
+        found = judged(capsys, tmp_path, *words, code=0)
+        process.wait(30)
+    assert found["driver.others.entropy_buffers_are_for_writing"] == {"pass", "skipped"}
+    assert found["driver.features.works_with_version_1_alone"] == {"skipped"}
 
 
 def test_a_driver_that_never_comes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

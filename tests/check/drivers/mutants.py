@@ -211,9 +211,9 @@ class WrapsAt65535(StartsLate):
 @catches("split.available_flags_are_0_or_1")
 class FlagsOfItsOwn(Reference):
     class split(Split):
-        def disable_calls(self) -> None:
-            if not self.event_idx:
-                self.ring.avail_flags = NO_NOTIFICATION | 2
+        def enable_calls(self) -> bool:
+            self.ring.avail_flags = 2
+            return self.has_used
 
 
 @catches("split.available_flags_are_0_with_event_idx")
@@ -267,9 +267,8 @@ class ChangesItsMind(Reference):
     def sleep(self) -> None:
         for ring in self.rings.values():
             if ring.half.added:
-                slot = ring.half.added[-1].slots[0]
-                layout = ring.half.ring  # type: ignore[attr-defined]
-                layout.set_desc(slot, layout.desc(slot)._replace(len=14))
+                at = ring.areas[0] + 16 * ring.half.added[-1].slots[0] + 8
+                self.transport.memory.write(at, (14).to_bytes(4, "little"))
         super().sleep()
 
 
@@ -401,15 +400,17 @@ class WantsDescriptors(Reference):
 @catches("packed.event_words_have_no_reserved_bits")
 class WantsTheReserved(Reference):
     class packed(Packed):
-        def disable_calls(self) -> None:
+        def enable_calls(self) -> bool:
             self.ring.driver_event = PackedEvent(0, 0, 3)
+            return self.has_used
 
 
 @catches("packed.event_words_have_no_reserved_bits")
 class LeavesBitsAbove(Reference):
     class packed(Packed):
-        def disable_calls(self) -> None:
-            self.ring.driver_event = PackedEvent(0, 0, 0x41)
+        def enable_calls(self) -> bool:
+            self.ring.driver_event = PackedEvent(0, 0, 0x40)
+            return self.has_used
 
 
 @catches("packed.event_offsets_are_in_the_ring")

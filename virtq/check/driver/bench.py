@@ -218,6 +218,7 @@ class Bench:
     def run(self, cases: Sequence[Case], *, seed: int = 0) -> Iterator[Result]:
         """Run the cases that are about drivers of this device type, each in each of its kinds of
         ring; one result at a time. Always ends."""
+        self._baselines.clear()
         about = [case for case in cases if case.concerns(self.device_id, None)]
         turns = [(case, kind) for case in about for kind in case.kinds or (None,)]
         for case, kind in sorted(turns, key=_order):

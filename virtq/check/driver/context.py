@@ -224,7 +224,10 @@ class DriverContext:
 
     def live(self, *, needs: int = 0) -> Live:
         """The driver at work. Raises NotObservable if it did not accept the kind of ring, or not
-        `needs`."""
+        `needs`; Broken if it broke its rings already when it was served plainly."""
+        trouble = self.plain().trouble
+        if isinstance(trouble, Broken):
+            raise trouble
         peer = self._bench.live(self.kind, self.offer)
         self._check_kind(peer.features)
         if lacking := needs & ~(peer.features or 0):

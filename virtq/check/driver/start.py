@@ -96,7 +96,8 @@ class RunningCommand:
         self._process = subprocess.Popen(
             text,
             shell=True,
-            stdin=subprocess.DEVNULL,
+            # Open until the end: there are programs that end when they have read theirs.
+            stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env=dict(environment),
@@ -128,6 +129,8 @@ class RunningCommand:
         willing = self._process.poll() is not None or self._ask(meanwhile)
         self._send(signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._output.close()
         return willing
 
