@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import shutil
 import socket
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,6 +36,8 @@ from virtq.transports.loopback import LoopbackTransport
 from virtq.wire.net import BIG_PACKET_BYTES, HEADER_BYTES, NO_OFFLOAD
 
 SEND_TIMEOUT_S = 5.0
+FRAMES_KEPT = 4096
+"""Of those that nobody has looked at."""
 _LENGTH_BYTES = 4
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
 _ETH_P_ALL = 3
@@ -226,22 +231,24 @@ class PacketEnd:
 
 
 class DatagramEnd:
-    """A datagram socket, a frame in each datagram. What was there before is not looked at."""
+    """A datagram socket, a frame in each datagram. What came before is not looked at."""
 
     offloads = tunnels = False
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
-        """The socket stays open when this is closed."""
-        self._socket, self._peer = sock, peer
-        self.receive()
+    def __init__(self, sock: socket.socket, peer: str, come: deque[bytes]) -> None:
+        """`come`: the frames that are read from the socket, which stays open when this is
+        closed."""
+        self._socket, self._peer, self._come = sock, peer, come
+        come.clear()
 
     def send(self, packet: Packet) -> None:
         _write(self._socket, partial(self._socket.sendto, packet.frame, self._peer))
 
     def receive(self) -> list[Packet]:
         packets = []
-        while (data := _read(self._socket, BIG_PACKET_BYTES)) is not None:
-            packets.append(Packet(data))
+        with contextlib.suppress(IndexError):
+            while True:
+                packets.append(Packet(self._come.popleft()))
         return packets
 
     def close(self) -> None:
@@ -249,7 +256,10 @@ class DatagramEnd:
 
 
 class QemuWire:
-    """A network back-end of QEMU (`-netdev dgram`) whose other end is here. Close it."""
+    """A network back-end of QEMU (`-netdev dgram`) whose other end is here. Close it.
+
+    What comes is read at once, whether somebody looks at it or not: QEMU stops transmitting when
+    the socket is full."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="virtq-")
@@ -261,6 +271,15 @@ class QemuWire:
             f"dgram,id=virtq-far,local.type=unix,local.path={self._there},"
             f"remote.type=unix,remote.path={here}"
         )
+        self._come: deque[bytes] = deque(maxlen=FRAMES_KEPT)
+        self._end = os.eventfd(0)
+        self._reader = threading.Thread(target=self._read_all, name="virtq-wire", daemon=True)
+        self._reader.start()
+
+    def _read_all(self) -> None:
+        while self._end not in select.select([self._socket, self._end], [], [])[0]:
+            while (data := _read(self._socket, BIG_PACKET_BYTES)) is not None:
+                self._come.append(data)
 
     def uri(self, uri: str) -> str:
         """The `qtest:` URI of a network device, on this wire."""
@@ -276,9 +295,12 @@ class QemuWire:
         return f"{head},netdev=virtq-far?{'&'.join(given)}"
 
     def end(self, transport: DriverTransport) -> FarEnd:
-        return DatagramEnd(self._socket, self._there)
+        return DatagramEnd(self._socket, self._there, self._come)
 
     def close(self) -> None:
+        os.eventfd_write(self._end, 1)
+        self._reader.join()
+        os.close(self._end)
         self._socket.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
