@@ -42,7 +42,7 @@ PAGE = ROOT / "docs" / "findings.md"
 RESULTS = ROOT / "target" / "judge"
 QEMU, TESTPMD = "qemu-system-x86_64", "dpdk-testpmd"
 NEWEST = ".peers/newest/qemu-system-x86_64"
-RUN_TIMEOUT_S = 300.0
+RUN_TIMEOUT_S = 900.0
 """A run ends by itself; this is for one that does not, which is told as such."""
 VERDICTS = ("pass", "fail", "hung", "crashed", "skipped")
 BAD = VERDICTS[1:4]
