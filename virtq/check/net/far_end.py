@@ -277,7 +277,8 @@ class QemuWire:
         self._reader.start()
 
     def _read_all(self) -> None:
-        while self._end not in select.select([self._socket, self._end], [], [])[0]:
+        both: list[int | socket.socket] = [self._socket, self._end]
+        while self._end not in select.select(both, [], [])[0]:
             while (data := _read(self._socket, BIG_PACKET_BYTES)) is not None:
                 self._come.append(data)
 
