@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from virtq.check.case import NotObservable
+from virtq.check.case import NotObservable, expect
 from virtq.check.context import Context, Live
 from virtq.check.session import Job, Sent, Session
 from virtq.status import Status
@@ -51,6 +51,18 @@ def mmio(ctx: Context) -> Iterator[tuple[Session, MmioRegisters]]:
     assert isinstance(transport, ByRegisters)
     with transport.undisturbed():
         yield session, transport.registers
+
+
+def reset_queue(live: Live, registers: Registers) -> None:
+    """Reset the queue of a live device by its register, and wait until that is done."""
+    select, reset = registers.QUEUE_RESET
+    registers.put(select, live.work.queue)
+    registers.put(reset, 1)
+    for _ in live.session.patience(f"{reset} to read 0"):
+        value = registers.get(reset)
+        expect(value in (0, 1), f"{reset} 1 until the reset is done, and 0 then", value)
+        if value == 0:
+            return
 
 
 def submit(live: Live, registers: Registers, jobs: Sequence[Job]) -> list[Sent]:

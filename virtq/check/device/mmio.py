@@ -10,6 +10,7 @@ from virtq.check.registers import (
     break_queue,
     change_config,
     mmio,
+    reset_queue,
     serve,
     submit,
 )
@@ -283,16 +284,6 @@ def a_queue_that_is_stopped(ctx: Context) -> None:
         _expect_untouched(live, registers, "with QueueReady 0", first=2)
 
 
-def _reset_queue(live: Live, registers: MmioRegisters) -> None:
-    registers.put("QueueSel", live.work.queue)
-    registers.put("QueueReset", 1)
-    for _ in live.session.patience("QueueReset to read 0"):
-        value = registers.get("QueueReset")
-        expect(value in (0, 1), "QueueReset 1 until the reset is done, and 0 then", value)
-        if value == 0:
-            return
-
-
 @case("mmio.reg.dev.queue-reset-zero", bus="mmio", needs=F.RING_RESET)
 def queue_reset_after_a_reset(ctx: Context) -> None:
     """QueueReset reads 0 for every queue after the device was reset, also if queues were reset
@@ -300,7 +291,7 @@ def queue_reset_after_a_reset(ctx: Context) -> None:
     with mmio(ctx) as (session, registers):
         live = ctx.live(add=F.RING_RESET, session=session)
         serve(live, registers, 2)
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         session.reset()
         session.negotiate(ctx.features(session, F.RING_RESET))
         for index in range(registers.queue_count):
@@ -326,7 +317,7 @@ def queue_reset_resets(ctx: Context) -> None:
     with mmio(ctx) as (session, registers):
         live = ctx.live(add=F.RING_RESET, session=session)
         serve(live, registers, 2)
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         _expect_untouched(live, registers, "after the reset of the queue", first=2)
         registers.put("QueueReady", 0)  # for one whose reset does not do it
         live = Live(session, session.ring(live.work.queue), live.work)
@@ -340,7 +331,7 @@ def queue_reset_is_done(ctx: Context) -> None:
     with mmio(ctx) as (session, registers):
         live = ctx.live(add=F.RING_RESET, session=session)
         serve(live, registers, 2)
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         value = registers.get("QueueReady")
         expect(value == 0, f"QueueReady 0 of queue {live.work.queue}, which was reset", value)
 
@@ -353,7 +344,7 @@ def queue_reset_is_on_its_way(ctx: Context) -> None:
         live = ctx.live(add=F.RING_RESET, session=session)
         serve(live, registers, 2)
         submit(live, registers, live.jobs(8, first=2))
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         ring, memory = live.ring, session.arena.memory
         before = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
         for _ in session.moment():

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context, Live
-from virtq.check.registers import CHANGE_NEEDS, CONFIG_CHANGES, change_config, pci, serve, submit
+from virtq.check.registers import (
+    CHANGE_NEEDS,
+    CONFIG_CHANGES,
+    change_config,
+    pci,
+    reset_queue,
+    serve,
+    submit,
+)
 from virtq.check.session import Session
 from virtq.features import F
 from virtq.transports.qtest.capabilities import Cfg
@@ -306,24 +314,13 @@ def the_last_administration_queue(ctx: Context) -> None:
 # Resetting one virtqueue
 
 
-def _reset_queue(live: Live, registers: PciRegisters) -> None:
-    """Reset the queue of a live device, and wait until that is done."""
-    registers.put("queue_select", live.work.queue)
-    registers.put("queue_reset", 1)
-    for _ in live.session.patience("queue_reset to read 0"):
-        value = registers.get("queue_reset")
-        expect(value in (0, 1), "queue_reset 1 until the reset is done, and 0 then", value)
-        if value == 0:
-            return
-
-
 @case("pci.common.dev.queue-reset-zero", bus="pci", needs=F.RING_RESET)
 def queue_reset_after_a_reset(ctx: Context) -> None:
     """queue_reset reads 0 for every queue after the device was reset, also if queues were reset
     before."""
     with pci(ctx) as (session, registers):
         live = _live(ctx, session, registers, F.RING_RESET)
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         session.reset()
         session.negotiate(ctx.features(session, F.RING_RESET))
         for index in range(registers.queue_count):
@@ -341,7 +338,7 @@ def queue_reset_of_a_queue_in_use(ctx: Context) -> None:
             registers.put("queue_select", live.work.queue)
             value = registers.get("queue_reset")
             expect(value == 0, "queue_reset 0 of an enabled queue", value)
-            _reset_queue(live, registers)
+            reset_queue(live, registers)
             live = Live(session, session.ring(live.work.queue), live.work)
 
 
@@ -351,7 +348,7 @@ def queue_reset_resets(ctx: Context) -> None:
     once it is enabled again."""
     with pci(ctx) as (session, registers):
         live = _live(ctx, session, registers, F.RING_RESET)
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         _expect_untouched(live, registers, "after the reset of the queue")
         live = Live(session, session.ring(live.work.queue), live.work)
         serve(live, registers, 2)
@@ -363,7 +360,7 @@ def queue_reset_is_done(ctx: Context) -> None:
     """Once queue_reset reads 0, queue_enable does, too."""
     with pci(ctx) as (session, registers):
         live = _live(ctx, session, registers, F.RING_RESET)
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         value = registers.get("queue_enable")
         expect(value == 0, f"queue_enable 0 of queue {live.work.queue}, which was reset", value)
 
@@ -375,7 +372,7 @@ def queue_reset_is_on_its_way(ctx: Context) -> None:
     with pci(ctx) as (session, registers):
         live = _live(ctx, session, registers, F.RING_RESET)
         submit(live, registers, live.jobs(8, first=2))
-        _reset_queue(live, registers)
+        reset_queue(live, registers)
         ring, memory = live.ring, session.arena.memory
         before = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
         for _ in session.moment():

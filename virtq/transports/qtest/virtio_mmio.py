@@ -69,6 +69,9 @@ class MmioRegisters:
     """Implements `Registers` for one register block, and gives its registers by name (`get`,
     `put`)."""
 
+    QUEUE_RESET = ("QueueSel", "QueueReset")
+    """The registers that select a virtqueue, and reset it."""
+
     poll_s = None
     config_size = BLOCK_BYTES - _CONFIG
 

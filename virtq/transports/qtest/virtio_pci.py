@@ -57,6 +57,9 @@ class PciRegisters:
     """Implements `Registers` for one PCI function, and gives its fields by name (`get`, `put`).
     `words` is where interrupt words are allocated: guest RAM."""
 
+    QUEUE_RESET = ("queue_select", "queue_reset")
+    """The registers that select a virtqueue, and reset it."""
+
     poll_s = (POLL_MIN_S, POLL_MAX_S)
 
     def __init__(self, client: Accesses, function: Function, words: Arena) -> None:
