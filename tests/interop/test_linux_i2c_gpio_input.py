@@ -244,6 +244,7 @@ def check_gpio(guest: LinuxGuest, gpio: Serving) -> None:
     names = guest.wait_for(r"((?:\d \[.*\]\n)+)ok\n")[1].decode()
     assert names.split("\n")[:-1] == ["0 [button]", "1 [led]", "2 []", "3 [reset]", "4 []"]
     assert guest.wait_for(r"ok\n(\d)\n")[1] == b"0"
+    gpio.wait_log("virtq: led released\n")
     driven = [line for line in gpio.log.splitlines() if " led " in line]
     assert driven == [f"virtq: led {level}" for level in (0, 1, 0, 1, "released")]
     gpio.feed("button 1\n")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Self, TypeVar
 
-from virtq.check.driver.start import Ending, RunningCommand
+from virtq.check.driver.start import Ending, RunningCommand, uninterrupted
 from virtq.errors import PeerGone, TransportError, VirtqError
 from virtq.transports.base import DriverTransport, Renewable
 
@@ -66,7 +66,8 @@ class Started:
         """The same, for another way to open it."""
         if self._running is None or self._running.ended():
             self.close()
-            self._running = self._start()
+            with uninterrupted():
+                self._running = self._start()
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -89,9 +90,10 @@ class Started:
         return found.text if found else ""
 
     def close(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.end(lambda: time.sleep(_POLL_S))
+        with uninterrupted():
+            running, self._running = self._running, None
+            if running is not None:
+                running.end(lambda: time.sleep(_POLL_S))
 
     def __enter__(self) -> Self:
         return self

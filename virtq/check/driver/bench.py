@@ -22,7 +22,7 @@ from virtq.check.driver.context import DriverContext, Stalled
 from virtq.check.driver.peer import OFFERED, Offer, Peer, serve_plainly
 from virtq.check.driver.record import Record, Words
 from virtq.check.driver.roles import RING_FEATURES, ROLES, Role
-from virtq.check.driver.start import Door, Ending, NoDriver, Running, Starter
+from virtq.check.driver.start import Door, Ending, NoDriver, Running, Starter, uninterrupted
 from virtq.check.run import MOMENT_S, OUR_FAULT, PATIENCE_S, Result
 from virtq.errors import PeerGone, UriError, VirtqError
 from virtq.features import DEVICE_NAMES, F, RingKind
@@ -114,7 +114,8 @@ class Bench:
         if self._absent:
             raise NoDriver(self._absent)
         if self._starter is not None:
-            self._running = self._starter.start(self.path, kind, offer.features)
+            with uninterrupted():
+                self._running = self._starter.start(self.path, kind, offer.features)
         try:
             sock = self._door.accept(self._running, self.wait_s)
         except NoDriver as reason:
@@ -180,6 +181,10 @@ class Bench:
 
     def drop(self) -> bool:
         """End the driver that is there. Whether a started one did so when it was asked."""
+        with uninterrupted():
+            return self._drop()
+
+    def _drop(self) -> bool:
         peer, self._peer, self._key = self._peer, None, None
         running, self._running = self._running, None
         willing = True
