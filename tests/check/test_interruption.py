@@ -17,12 +17,16 @@ def test_a_signal_waits_for_what_must_not_be_cut_short(number: signal.Signals) -
 
     before = signal.signal(number, came)
     done = []
+
+    def start() -> None:
+        with uninterrupted():
+            signal.raise_signal(number)
+            done.append("inside")
+        done.append("behind")
+
     try:
         with pytest.raises(InterruptedError):
-            with uninterrupted():
-                signal.raise_signal(number)
-                done.append("inside")
-            done.append("behind")
+            start()
         assert done == ["inside"]
         assert signal.getsignal(number) is came
     finally:
