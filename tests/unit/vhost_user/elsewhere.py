@@ -17,6 +17,7 @@ import virtq
 from tests.unit.vhost_user.support import PATIENCE_S, RawFront, eventually
 from virtq.devices.blk import BlkDevice
 from virtq.devices.disk import Disk
+from virtq.errors import TransportError
 from virtq.transports.vhost_user import channel
 
 DISK_BYTES = 1 << 20
@@ -40,7 +41,15 @@ class Elsewhere:
             [sys.executable, "-m", "tests.unit.vhost_user.elsewhere", self.path, device],
             cwd=Path(__file__).resolve().parents[3],
         )
-        assert eventually(path.exists), "the back-end does not start"
+        assert eventually(self._listens), "the back-end does not start"
+
+    def _listens(self) -> bool:
+        """The socket is there a moment before it can be connected to."""
+        try:
+            self.connect().close()
+        except TransportError:
+            return False
+        return True
 
     def connect(self) -> RawFront:
         return RawFront(channel.connect(self.path, PATIENCE_S))
