@@ -10,7 +10,11 @@ import time
 from collections.abc import Iterator
 
 POLL_S = 0.0001
-"""Between two looks."""
+"""Between two looks, at first."""
+_SLOW_S = 0.001
+"""Between two looks when it has taken long already: what is long in coming need not be seen at
+once, and whoever does it may need the processor."""
+_AT_FIRST_S = 0.02
 LONGEST_S = 0.002
 """What one turn counts at most, however long it took."""
 _STRETCH = 10
@@ -19,9 +23,10 @@ _STRETCH = 10
 
 def turns(seconds: float) -> Iterator[None]:
     """A turn for each look, for so many seconds; there is always a last look in the end."""
+    began = time.monotonic()
     for _ in counted(seconds):
         yield
-        time.sleep(POLL_S)
+        time.sleep(POLL_S if time.monotonic() - began < _AT_FIRST_S else _SLOW_S)
     yield
 
 

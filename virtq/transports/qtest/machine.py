@@ -99,6 +99,7 @@ class Machine:
         yield from ("-object", f"{ram},mem-path=/proc/self/fd/{self.ram_fd}")
         yield from ("-bios", firmware)
         yield from ("-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest")
+        yield from ("-qtest-log", "none")  # what it says of itself is only what went wrong
         yield from ("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control")
 
     @property
