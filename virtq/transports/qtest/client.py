@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 
 from virtq.errors import PeerGone, TransportError
 
@@ -29,10 +30,19 @@ _LETTERS = {1: "b", 2: "w", 4: "l", 8: "q"}
 class Client:
     """One connection to a QEMU under test; usable from several threads."""
 
-    def __init__(self, sock: socket.socket, *, name: str, timeout_s: float = TIMEOUT_S) -> None:
-        """Takes over the connected socket. `timeout_s` bounds the wait for each reply."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        name: str,
+        timeout_s: float = TIMEOUT_S,
+        ending: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Takes over the connected socket. `timeout_s` bounds the wait for each reply; `ending`
+        tells how a QEMU that is gone has ended."""
         self._sock = sock
         self._name = name
+        self._ending = ending
         self._lock = threading.Lock()
         self._buffer = bytearray()
         self._interrupts: list[tuple[int, bool]] = []
@@ -126,7 +136,7 @@ class Client:
             try:
                 self._sock.sendall(command.encode() + b"\n")
             except OSError as error:
-                raise PeerGone(f"{self._name}: QEMU is gone: {error.strerror}") from None
+                raise self._gone(error.strerror) from None
             while True:
                 line = self._line()
                 if line is None:
@@ -149,10 +159,13 @@ class Client:
         try:
             data = self._sock.recv(_RECEIVE_BYTES)
         except OSError as error:
-            raise PeerGone(f"{self._name}: QEMU is gone: {error.strerror}") from None
+            raise self._gone(error.strerror) from None
         if not data:
-            raise PeerGone(f"{self._name}: QEMU closed the connection")
+            raise self._gone("it closed the connection")
         self._buffer += data
+
+    def _gone(self, reason: str | None) -> PeerGone:
+        return PeerGone(f"{self._name}: {self._ending() or f'QEMU is gone: {reason}'}")
 
     def _line(self) -> str | None:
         end = self._buffer.find(b"\n")

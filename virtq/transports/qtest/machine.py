@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -85,7 +86,7 @@ class Machine:
                     ours[0].close()
                     raise TransportError(f"{name}: {self._complaint()}") from None
                 stack.callback(self.monitor.close)
-            self.client = Client(ours[0], name=name)
+            self.client = Client(ours[0], name=name, ending=self._complaint)
             stack.callback(self.client.close)
             self._resources = stack.pop_all()
 
@@ -130,7 +131,12 @@ class Machine:
         lines = self._complaints.read().decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         status = self._process.returncode
-        ended = "does not answer" if status is None else f"ended with status {status}"
+        if status is None:
+            ended = "does not answer"
+        elif status < 0:
+            ended = f"ended by {signal.Signals(-status).name}"
+        else:
+            ended = f"ended with status {status}"
         return f"QEMU {ended}" + (f": {said[-1]}" if said else "")
 
     def _end(self) -> None:
