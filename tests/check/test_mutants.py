@@ -26,7 +26,7 @@ DEVICE_CASES = {name: case for name, case in CASES.items() if case.party == "dev
 
 
 def judge(
-    device: type[DriverTransport] | type[BackEnd],
+    device: type[DriverTransport | BackEnd],
     names: tuple[str, ...],
     patience_s: float = PATIENCE_S,
 ) -> Iterator[Result]:
@@ -61,7 +61,7 @@ def test_the_reference_passes(area: str) -> None:
 
 
 @pytest.mark.parametrize("mutant", CATCHES, ids=lambda mutant: mutant.__name__)
-def test_a_mutant_is_caught(mutant: type[DriverTransport]) -> None:
+def test_a_mutant_is_caught(mutant: type[DriverTransport | BackEnd]) -> None:
     for name in CATCHES[mutant]:
         results = judge(mutant, (name,), PATIENCE_WITH_A_MUTANT_S)
         assert any(result.verdict in BAD for result in results), f"{name} does not notice"
