@@ -197,8 +197,12 @@ class Frontend:
     # ------------------------------------------------------------ features and status
 
     def read_features(self) -> int:
+        """Without ACCESS_PLATFORM where the back-end could not ask for a translation."""
         self._negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
-        return self._negotiation.offered & ~TRANSPORT_FEATURES
+        hidden = TRANSPORT_FEATURES
+        if not self._negotiation.has(P.BACKEND_REQ | P.REPLY_ACK):
+            hidden |= F.ACCESS_PLATFORM
+        return self._negotiation.offered & ~hidden
 
     def write_features(self, features: int) -> None:
         """Raises FeatureError for features that are not offered, or that the back-end refuses."""
