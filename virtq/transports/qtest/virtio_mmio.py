@@ -71,6 +71,7 @@ class MmioRegisters:
 
     QUEUE_RESET = ("QueueSel", "QueueReset")
     """The registers that select a virtqueue, and reset it."""
+    GENERATION = "ConfigGeneration"
 
     poll_s = None
     config_size = BLOCK_BYTES - _CONFIG
