@@ -22,7 +22,6 @@ from rich.text import Text
 
 from virtq.check import results as out
 from virtq.check.case import Case, Party, Verdict
-from virtq.check.driver import cases as driver_cases
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
@@ -41,8 +40,6 @@ from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
-
-assert driver_cases.__all__
 
 DIAL_TIMEOUT_S = 5.0
 
