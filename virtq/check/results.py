@@ -186,6 +186,15 @@ def _what(result: Result) -> str:
     return f"{result.verdict}: {result.reason}" if result.reason else str(result.verdict)
 
 
+def write_reports(
+    uri: str, results: Sequence[Result], *, junit: str | None, sarif: str | None, html: str | None
+) -> None:
+    """Each where a path is given. Raises OSError."""
+    for path, form in ((junit, as_junit), (sarif, as_sarif), (html, as_html)):
+        if path is not None:
+            write(path, form(uri, results))
+
+
 def write(path: str, text: str | dict[str, Any]) -> None:
     """Raises OSError."""
     with open(path, "w", encoding="utf-8") as file:
