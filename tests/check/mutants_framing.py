@@ -1,4 +1,4 @@
-"""Devices that rely on how a driver cuts its buffers (2.6.4)."""
+"""Devices that rely on how a driver cuts its buffers (2.7.4)."""
 
 from __future__ import annotations
 

@@ -31,6 +31,11 @@ class Live:
     def jobs(self, count: int, first: int = 0) -> list[Job]:
         return [self.work.job(first + i) for i in range(count)]
 
+    def ring_bytes(self) -> bytes:
+        """All of the virtqueue as it stands in memory."""
+        areas = self.ring.areas
+        return self.session.arena.memory.read(areas.desc, areas.end - areas.desc)
+
 
 class Context:
     """One run of one case. Close it: everything that the case opened goes."""

@@ -142,9 +142,9 @@ def expect_generations(session: Session, registers: Registers) -> None:
 
 def expect_no_write(live: Live, why: str, since: bytes | None = None) -> None:
     """For a moment the virtqueue is what it was `since` then; by default, what it is now."""
-    before = ring_bytes(live) if since is None else since
+    before = live.ring_bytes() if since is None else since
     for _ in live.session.moment():
-        expect(ring_bytes(live) == before, f"rings untouched {why}", "a write to a ring")
+        expect(live.ring_bytes() == before, f"rings untouched {why}", "a write to a ring")
 
 
 def expect_unused(live: Live, registers: Registers, why: str, first: int = 2) -> None:
@@ -152,12 +152,6 @@ def expect_unused(live: Live, registers: Registers, why: str, first: int = 2) ->
     for job in live.jobs(3, first):
         live.ring.add(job)
     live.ring.half.publish()
-    before = ring_bytes(live)
+    before = live.ring_bytes()
     registers.notify(live.work.queue, None)
     expect_no_write(live, why, before)
-
-
-def ring_bytes(live: Live) -> bytes:
-    """All of the virtqueue as it stands in memory."""
-    areas = live.ring.areas
-    return live.session.arena.memory.read(areas.desc, areas.end - areas.desc)

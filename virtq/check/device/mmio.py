@@ -18,9 +18,8 @@ from virtq.check.registers import (
 )
 from virtq.check.session import Ring, Session
 from virtq.features import F
-from virtq.transports.qtest.virtio_mmio import MmioRegisters
+from virtq.transports.qtest.virtio_mmio import MAGIC_VALUE, MmioRegisters
 
-_MAGIC = 0x74726976
 _USED, _CONFIG = 1, 2
 """Events of InterruptStatus."""
 
@@ -45,7 +44,7 @@ def _in_every_state(ctx: Context, register: str, value: int) -> None:
 @case("mmio.reg.dev.magic", bus="mmio", rings=False)
 def magic_value(ctx: Context) -> None:
     """MagicValue reads 0x74726976, in every state."""
-    _in_every_state(ctx, "MagicValue", _MAGIC)
+    _in_every_state(ctx, "MagicValue", MAGIC_VALUE)
 
 
 @case("mmio.reg.dev.version", bus="mmio", rings=False)

@@ -107,6 +107,11 @@ class Nic:
         nic._far = self._far
         return nic
 
+    def reset_queue(self, index: int) -> None:
+        """Take a virtqueue from the device (2.6.1)."""
+        self.session.transport.reset_queue(index)
+        self.session.rings.pop(index).close()
+
     def begin_again(self, pair: int) -> None:
         """Enable a receive queue that was reset, with buffers as before."""
         self._parts[pair].clear()
