@@ -32,6 +32,7 @@ _BLK = blk.DEVICE_ID
 _FAR = 1 << 40
 """A sector that no disk has."""
 _REPORT_BYTES = 4096
+_SEGMENT_SECTORS = 8
 _LIFETIME_BYTES = 6
 
 
@@ -103,8 +104,8 @@ def writeback_without_flush(ctx: Context) -> None:
     expect(not value, "writeback 0", value)
 
 
-def _segment(kind: int, flags: int, sectors: int = 8) -> Job:
-    return segments(kind, Segment(0, sectors, flags))
+def _segment(kind: int, flags: int) -> Job:
+    return segments(kind, Segment(0, _SEGMENT_SECTORS, flags))
 
 
 @case(
@@ -116,29 +117,30 @@ def _segment(kind: int, flags: int, sectors: int = 8) -> Job:
 def discard_with_flags(ctx: Context) -> None:
     """A discard with unmap, or with a flag that does not exist, ends with UNSUPP."""
     live = live_disk(ctx, BlkFeature.DISCARD)
-    for flags in (1, 2, 0x8000_0000):
-        status = status_of(live, _segment(Type.DISCARD, flags))
-        expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
+    with put_back(live, _SEGMENT_SECTORS):
+        for flags in (1, 2, 0x8000_0000):
+            status = status_of(live, _segment(Type.DISCARD, flags))
+            expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
 
 
 @case("blk.op.dev.unknown-flag-unsupp", device_id=_BLK, needs=BlkFeature.WRITE_ZEROES)
 def zeroes_with_flags(ctx: Context) -> None:
     """Write zeroes with a flag that does not exist ends with UNSUPP."""
     live = live_disk(ctx, BlkFeature.WRITE_ZEROES)
-    for flags in (2, 0x8000_0000):
-        status = status_of(live, _segment(Type.WRITE_ZEROES, flags))
-        expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
+    with put_back(live, _SEGMENT_SECTORS):
+        for flags in (2, 0x8000_0000):
+            status = status_of(live, _segment(Type.WRITE_ZEROES, flags))
+            expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
 
 
 @case("blk.op.dev.zeroes-read-zero", device_id=_BLK, needs=BlkFeature.WRITE_ZEROES)
 def zeroes_read_as_zeroes(ctx: Context) -> None:
     """After write zeroes the range reads as zeroes. What was there is put back."""
     live = writable_disk(ctx, BlkFeature.WRITE_ZEROES)
-    sectors = 8
-    with put_back(live, sectors):
-        write(live, 0, os.urandom(sectors * SECTOR_BYTES))
-        succeed(live, _segment(Type.WRITE_ZEROES, 0, sectors), "write zeroes")
-        expect(not any(read(live, 0, sectors)), "zeroes", "other bytes")
+    with put_back(live, _SEGMENT_SECTORS):
+        write(live, 0, os.urandom(_SEGMENT_SECTORS * SECTOR_BYTES))
+        succeed(live, _segment(Type.WRITE_ZEROES, 0), "write zeroes")
+        expect(not any(read(live, 0, _SEGMENT_SECTORS)), "zeroes", "other bytes")
 
 
 @case("blk.zone.dev.not-negotiated-unsupp", device_id=_BLK)
