@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from virtq.check.case import Broken, Hung, NotObservable, expect
+from virtq.check.case import Hung, NotObservable, expect
 from virtq.check.context import Context
 from virtq.check.net.far_end import FarEnd
 from virtq.check.net.frames import Packet, ethernet, whole
@@ -324,8 +324,3 @@ def with_needs(features: int) -> int:
         if more == features:
             return features
         features = more
-
-
-def expect_none(received: Sequence[Received], expected: str) -> None:
-    if received:
-        raise Broken(expected, f"{len(received)} were received")
