@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from tests.check.reference import Served
+from tests.check.reference import Packed, Served, Split
 from tests.check.reference_vhost_user_channel import (
     ADDRESS,
     CONFIG,
@@ -30,6 +30,7 @@ from tests.check.reference_vhost_user_disk import Disk, Wire
 from virtq._core import Memory
 from virtq.check.run import Subject
 from virtq.features import F
+from virtq.model.memory import DeviceHalf
 from virtq.model.memory import Position as ModelPosition
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user.frontend import Frontend
@@ -162,8 +163,9 @@ class BackEnd(Channel):
             self.memory = self.disk.memory = memory
             memory.iotlb_enable(bool(self.features & F.ACCESS_PLATFORM))
             for served in self.disk.queues.values():
-                half: object = served.half
-                half.memory = half.ring.memory = memory  # type: ignore[attr-defined]
+                half = served.half
+                assert isinstance(half, Split | Packed)
+                half.memory = half.ring.memory = memory
 
     def on_get_max_mem_slots(self, body: bytes, fds: list[int]) -> bytes:
         return NUMBER.pack(self.slots)
@@ -315,7 +317,7 @@ class BackEnd(Channel):
             disk.queues[index] = Served(half, kick, self.call_of(index))
         disk._look()
 
-    def make_half(self, ring: Ring):  # type: ignore[no-untyped-def]
+    def make_half(self, ring: Ring) -> DeviceHalf:
         if ring.areas is None or not ring.num:
             raise Bad("nothing is known of the ring")
         areas = [self.guest(area) for area in ring.areas]
