@@ -28,7 +28,7 @@ from virtq import handlers
 from virtq._core import Batch, DeviceQueue, Position, Request, TranslationMiss
 from virtq.configspace import ConfigSpace
 from virtq.errors import FeatureError
-from virtq.features import RING_FEATURES, Change, F, closed, describe, register
+from virtq.features import PLATFORM_FEATURES, RING_FEATURES, Change, F, closed, describe, register
 from virtq.runner import BatchRunner, LoopRunner, RequestRunner, Runner, Written
 from virtq.supply import Supplies, Supply, SupplyRunner
 
@@ -69,7 +69,7 @@ class Device(ConfigSpace, metaclass=_Checked):
     device_id: int = 0
     queues: Sequence[QueueSpec] = ()
     features: int = 0
-    optional_features: int = F.ACCESS_PLATFORM | F.ORDER_PLATFORM | F.SUSPEND
+    optional_features: int = PLATFORM_FEATURES | F.SUSPEND
 
     feature_bits: type[IntFlag] | None = None
     """The names of the device type's own feature bits, for `offer`, messages and the command line;

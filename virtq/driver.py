@@ -19,7 +19,17 @@ from typing import Any, Self
 
 from virtq.device import QueueSpec
 from virtq.errors import ConfigError, FeatureError, PeerGone, RingFault, StatusError, VirtqError
-from virtq.features import RING_FEATURES, Change, F, RingKind, closed, describe, names, parse
+from virtq.features import (
+    PLATFORM_FEATURES,
+    RING_FEATURES,
+    Change,
+    F,
+    RingKind,
+    closed,
+    describe,
+    names,
+    parse,
+)
 from virtq.memory import Arena
 from virtq.queue import DriverQueue, Queues
 from virtq.status import DriverStatus, Step
@@ -39,7 +49,7 @@ class Driver:
 
     device_id: int | None = None
     features: int = 0
-    optional_features: int = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
+    optional_features: int = 0
     config_layout: type | None = None
     config_fields: Mapping[str, int] = {}
     needs_config: bool = False
@@ -215,7 +225,7 @@ class Driver:
         self.offered_features = offered = self.transport.read_features()
         if not offered & F.VERSION_1:
             raise FeatureError("the device does not offer VERSION_1; legacy devices are not driven")
-        own = int(self.features | RING_FEATURES | F.VERSION_1)
+        own = int(self.features | RING_FEATURES | PLATFORM_FEATURES | F.VERSION_1)
         strange = self._offer.add & ~(own | self.optional_features)
         if strange and self.device_id is not None:
             raise FeatureError(f"this driver does not have {describe(strange, self._device_id)}")

@@ -67,6 +67,11 @@ _OWN_BITS: dict[int, list[type[IntFlag]]] = {}
 # What a driver and a device in software, on any transport, can live up to.
 RING_FEATURES = F.INDIRECT_DESC | F.EVENT_IDX | F.RING_PACKED | F.IN_ORDER | F.RING_RESET
 
+# How a device gets at memory. A driver should accept both where they are offered (6.1); a device
+# offers them when its memory asks for it. What the rings' fences order, a device in hardware sees
+# in the same order on x86-64.
+PLATFORM_FEATURES = F.ACCESS_PLATFORM | F.ORDER_PLATFORM
+
 
 def bits(features: int) -> Iterator[int]:
     """Each bit of a set as a set of its own, lowest first."""

@@ -13,7 +13,8 @@ from typing import Any
 from tests.check.recorder import MmioRecorder, PciRecorder
 from tests.check.reference_buses import WithAdministration, WithNotificationData
 from tests.check.reference_mmio import BLOCK, MmioReference, MmioWindow
-from tests.check.reference_pci import Disk, PciFunction, PciReference
+from tests.check.reference_pci import PciFunction, PciReference
+from tests.check.reference_registers import Disk
 from virtq.check.register_log.log import Access, Log
 from virtq.check.register_log.trail import Step, follow
 from virtq.drivers.blk import BlkDriver

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Sequence
 
-from tests.check.mutants import RemembersWhereItStood, catches
+from tests.check.mutants import catches
+from tests.check.mutants_queue_reset import RemembersWhereItStood
 from tests.check.reference import Packed, Reference, Served, Split
 from virtq._core import Position
 from virtq.features import F

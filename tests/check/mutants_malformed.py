@@ -30,18 +30,18 @@ class Mortal(Reference):
     "malformed.a_table_with_next",
     "malformed.a_list_longer_than_the_ring",
     "malformed.readable_after_writable",
-    "malformed_more.a_ring_nowhere",
-    "malformed_more.a_ring_half_in_memory",
-    "malformed_more.a_buffer_over_the_ring",
-    "malformed_more.a_buffer_twice",
-    "malformed_more.a_next_beyond_the_table",
-    "malformed_more.a_chain_without_an_end",
-    "malformed_more.a_table_within_a_table",
-    "malformed_more.a_table_that_was_not_negotiated",
-    "malformed_more.a_list_that_is_not_all_available",
-    "malformed_more.a_descriptor_that_changes",
-    "malformed_more.event_flags_3",
-    "malformed_more.an_event_beyond_the_ring",
+    "malformed_rings.a_ring_nowhere",
+    "malformed_rings.a_ring_half_in_memory",
+    "malformed.a_buffer_over_the_ring",
+    "malformed.a_buffer_twice",
+    "malformed.a_next_beyond_the_table",
+    "malformed.a_chain_without_an_end",
+    "malformed.a_table_within_a_table",
+    "malformed.a_table_that_was_not_negotiated",
+    "malformed.a_list_that_is_not_all_available",
+    "malformed.a_descriptor_that_changes",
+    "malformed_rings.event_flags_3",
+    "malformed_rings.an_event_beyond_the_ring",
 )
 class DiesOfAMalformedRing(Mortal):
     def handle(self, buffer: Taken) -> int:
@@ -69,7 +69,7 @@ class StopsSilently(Reference):
         served.broken = True
 
 
-@catches("malformed_more.a_queue_that_is_too_large", "malformed_more.a_split_queue_of_twelve")
+@catches("malformed_rings.a_queue_that_is_too_large", "malformed_rings.a_split_queue_of_twelve")
 class DiesOfASize(Mortal):
     def check_size(self, size: int) -> None:
         try:
@@ -79,7 +79,7 @@ class DiesOfASize(Mortal):
             raise
 
 
-@catches("malformed_more.a_buffer_across_regions", "malformed_more.a_table_across_regions")
+@catches("malformed.a_buffer_across_regions", "malformed.a_table_across_regions")
 class DiesAtABorder(Mortal):
     def take(self, half: DeviceHalf) -> Sequence[Taken]:
         taken = super().take(half)
@@ -91,7 +91,7 @@ class DiesAtABorder(Mortal):
         return taken
 
 
-@catches("malformed_more.reserved_available_flags")
+@catches("malformed_rings.reserved_available_flags")
 class DiesOfAvailableFlags(Mortal):
     class split(Split):
         def _call_wanted(self) -> bool:
@@ -106,7 +106,7 @@ class DiesOfAvailableFlags(Mortal):
             self.gone = True
 
 
-@catches("malformed_more.descriptor_flags_of_all_sorts")
+@catches("malformed_rings.descriptor_flags_of_all_sorts")
 class HangsOnUnknownFlags(Reference):
     stuck = False
 
@@ -123,7 +123,7 @@ class HangsOnUnknownFlags(Reference):
             super().serve(served)
 
 
-@catches("malformed_more.another_queue_goes_on")
+@catches("malformed_rings.another_queue_goes_on")
 class OneForAll(Reference):
     """With one queue, all are broken, and nobody is told."""
 

@@ -7,9 +7,7 @@ import struct
 from tests.check.mutants import catches
 from tests.check.reference_buses import AdminDisk, MmioWithASlowQueueReset, SilentDisk, write_later
 from tests.check.reference_mmio import MmioReference, MmioWindow
-from tests.check.reference_pci import (
-    Disk,
-)
+from tests.check.reference_registers import Disk
 from virtq.features import F
 from virtq.status import Status
 

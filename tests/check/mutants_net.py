@@ -312,7 +312,7 @@ class SteersElsewhere(NetReference):
 class Stays(NetReference):
     """A queue that was reset is where packets go nevertheless."""
 
-    taken_away: set[int] = set()  # noqa: RUF012
+    taken_away: frozenset[int] = frozenset()
 
     def steer_by_flow(self, frame: bytes) -> int | None:
         before = self.queues

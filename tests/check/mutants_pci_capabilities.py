@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from tests.check.mutants import catches
 from tests.check.reference_buses import Structures, WithNotificationData
-from tests.check.reference_pci import (
-    DEVICE,
-    ISR,
-    NOTIFY,
-    PciFunction,
-    PciReference,
-)
+from tests.check.reference_pci import DEVICE, ISR, NOTIFY, PciFunction, PciReference
 from virtq.features import F
 
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from tests.check.mutants import catches
 from tests.check.reference_buses import WithAdministration, WithASlowQueueReset, write_later
-from tests.check.reference_pci import (
-    WORD,
-    Disk,
-    PciFunction,
-    PciReference,
-    QueueRegisters,
-)
+from tests.check.reference_pci import PciFunction, PciReference
+from tests.check.reference_registers import WORD, Disk, QueueRegisters
 from virtq.features import F
 from virtq.status import Status
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from tests.check.mutants import catches
 from tests.check.reference_buses import SilentDisk
-from tests.check.reference_pci import (
-    PciFunction,
-    PciReference,
-)
+from tests.check.reference_pci import PciFunction, PciReference
 from virtq.transports.qtest.msix import NO_VECTOR
 
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 
 from tests.check.mutants import BUSES, REFERENCES
 from tests.check.reference_mmio import MmioReference, MmioWindow
-from tests.check.reference_pci import (
-    Disk,
-    PciFunction,
-    PciReference,
-)
+from tests.check.reference_pci import PciFunction, PciReference
+from tests.check.reference_registers import Disk
+from virtq._core import Memory
 from virtq.features import F
 from virtq.status import Status
 
@@ -88,9 +86,9 @@ class SilentDisk(Disk):
         self.status |= Status.DEVICE_NEEDS_RESET
 
 
-def write_later(memory: object, address: int) -> None:
+def write_later(memory: Memory, address: int) -> None:
     def write() -> None:
-        memory.write(address, b"\xff\xff\xff\xff")  # type: ignore[attr-defined]
+        memory.write(address, b"\xff\xff\xff\xff")
 
     threading.Timer(0.004, write).start()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from tests.check.reference_pci import WORD, Disk, QueueEnd, QueueRegisters
+from tests.check.reference_registers import WORD, DeviceRegisters, Disk
 from virtq.features import F
 from virtq.transports.qtest import virtio_mmio
 from virtq.transports.qtest.access import Accesses
@@ -15,33 +15,19 @@ from virtq.transports.qtest.virtio_mmio import BASE, BLOCK_BYTES, REGISTERS
 
 BLOCK = 2
 """Which of the machine's register blocks has the device; the others are placeholders."""
-_AREAS = {"Desc": "desc", "Driver": "driver", "Device": "device"}
 _NAMES = {offset: name for name, offset in REGISTERS.items()}
 
 
-class MmioWindow:
+class MmioWindow(DeviceRegisters):
     """The registers of one device, and its interrupt line."""
 
     def __init__(self, device: Disk) -> None:
-        self.device = device
-        device.used, device.changed = self.used, self.config_changed
-        self.generation, self.stale = 0, False
+        super().__init__(device)
         self.reset()
 
     def reset(self) -> None:
         self.status = 0
-        self.select = self.device_select = self.driver_select = 0
-        self.words_written: dict[int, int] = {}
-        self.queues = [self.new_queue(i) for i in range(self.device.queue_count)]
-
-    def new_queue(self, index: int) -> QueueRegisters:
-        return QueueRegisters(self.device.queue_size_max(index))
-
-    @property
-    def queue(self) -> QueueRegisters:
-        if self.select < len(self.queues):
-            return self.queues[self.select]
-        return QueueRegisters(0)
+        super().reset()
 
     # Accesses
 
@@ -69,8 +55,7 @@ class MmioWindow:
             case "DeviceID":
                 return 2
             case "DeviceFeatures":
-                select = self.device_select
-                return self.device.offered >> 32 * select & WORD if select < 4 else 0
+                return self.feature_word(self.device_select)
             case "QueueSizeMax":
                 there = self.select < len(self.queues)
                 return self.device.queue_size_max(self.select) if there else 0
@@ -95,10 +80,7 @@ class MmioWindow:
             case "DriverFeaturesSel":
                 self.driver_select = value
             case "DriverFeatures":
-                self.words_written[self.driver_select] = value
-                self.device.write_features(
-                    sum(word << 32 * i for i, word in self.words_written.items() if i < 4)
-                )
+                self.put_features(value)
             case "QueueSel":
                 self.select = value
             case "QueueSize":
@@ -116,19 +98,8 @@ class MmioWindow:
                     self.reset_queue()
             case _ if name.startswith("Queue"):
                 high = name.endswith("High")
-                self._put_half(
-                    _AREAS[name.removeprefix("Queue")[: -4 if high else -3]], high, value
-                )
-
-    def _put_half(self, area: str, high: bool, value: int) -> None:
-        before: int = getattr(self.queue, area)
-        after = before & WORD | value << 32 if high else before & ~WORD | value
-        setattr(self.queue, area, after)
-
-    def put_status(self, value: int) -> None:
-        self.device.write_status(value)
-        if value == 0:
-            self.reset()
+                area = name.removeprefix("Queue").removesuffix("High" if high else "Low")
+                self.put_half(area.lower(), high, value)
 
     def put_ready(self, value: int) -> None:
         queue = self.queue
@@ -138,22 +109,6 @@ class MmioWindow:
         elif value == 0 and queue.enable:
             queue.enable = 0
             self.stop()
-
-    def enable(self) -> None:
-        queue = self.queue
-        end = QueueEnd(self.select, queue.size)
-        self.device.enable_queue(end, queue.desc, queue.driver, queue.device)
-
-    def stop(self) -> None:
-        self.device.reset_queue(self.select)
-
-    def reset_queue(self) -> None:
-        self.stop()
-        self.queues[self.select] = self.new_queue(self.select)
-
-    def notified(self, index: int) -> None:
-        if served := self.device.queues.get(index):
-            os.eventfd_write(served.kick, 1)
 
     # Interrupts
 

@@ -7,17 +7,14 @@ not QEMU here but `PciBoard`, in this process.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tests.check.reference import Reference, Served
-from virtq._core import Memory, Position
+from tests.check.reference_registers import WORD, DeviceRegisters, Disk
+from virtq._core import Memory
 from virtq.features import F
 from virtq.memory import PAGE_BYTES, Arena
-from virtq.model.memory import Violation
 from virtq.status import Status
 from virtq.transports.qtest import virtio_pci
 from virtq.transports.qtest.access import Accesses
@@ -28,86 +25,13 @@ from virtq.transports.qtest.virtio_pci import FIELDS
 WORDS_ADDRESS = 0x8000
 """Where the words are that MSI-X messages go to."""
 SLOT = 3
-WORD = 0xFFFF_FFFF
 COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000
 """Offsets in BAR 4."""
 _MSIX_AT, _ENABLE = 0xE0, 1 << 15
 _STATUS_INTERRUPT, _STATUS_CAPABILITIES = 0x08, 0x10
 
 
-class Disk(Reference):
-    """The block device, as a register transport sees it from behind."""
-
-    queue_count = 2
-    used: Callable[[int], None] = staticmethod(lambda index: None)
-    """Sends a used buffer notification of a queue."""
-    changed: Callable[[], None] = staticmethod(lambda: None)
-    """Sends a configuration change notification."""
-    sectors = 64
-
-    @property
-    def config(self) -> bytes:
-        return struct.pack("<Q", self.sectors) + super().config[8:]
-
-    def grow(self) -> None:
-        with self.lock:
-            self.sectors += 8
-            self.changed()
-
-    def serve(self, served: Served) -> None:
-        try:
-            super().serve(served)
-        except Violation:
-            self.ask_for_a_reset()
-            raise
-
-    def ask_for_a_reset(self) -> None:
-        self.status |= Status.DEVICE_NEEDS_RESET
-        self.changed()
-
-    def notify(self, served: Served) -> None:
-        if served.half.call_wanted():
-            self.used(next(i for i, other in self.queues.items() if other is served))
-
-
-@dataclass
-class QueueEnd:
-    """What `Reference.enable_queue` asks of a queue, for one that only has registers."""
-
-    index: int
-    size: int
-    features: int = 0
-    outstanding: int = 0
-    torn: bool = False
-    kick_fd: int | None = None
-    call_fd: int | None = None
-    position: Position = field(default_factory=lambda: Position(0, 1, 0, 1, 0))
-
-    @property
-    def device_position(self) -> Position:
-        return self.position
-
-    def set_kick(self, fd: int | None) -> None:
-        self.kick_fd = fd
-
-    def set_call(self, fd: int | None) -> None:
-        self.call_fd = fd
-
-
-@dataclass
-class QueueRegisters:
-    """The fields of the common configuration that queue_select chooses between."""
-
-    size: int
-    vector: int = NO_VECTOR
-    enable: int = 0
-    reset: int = 0
-    desc: int = 0
-    driver: int = 0
-    device: int = 0
-
-
-class PciFunction:
+class PciFunction(DeviceRegisters):
     """Configuration space, BARs, structures and interrupts of one function."""
 
     bar_bytes: ClassVar = {1: 0x1000, 4: 0x4000}
@@ -118,14 +42,12 @@ class PciFunction:
     notify_length = 0x1000
 
     def __init__(self, device: Disk, words: Memory) -> None:
-        self.device = device
+        super().__init__(device)
         self.words = words
-        device.used, device.changed = self.used, self.config_changed
         self.bars: dict[int, int] = {}
         self.space = bytearray(256)
         self.lay_out()
         self.table = [[0, 0, 0, 1] for _ in range(self.table_entries)]
-        self.generation, self.stale = 0, False
         self.reset()
 
     # Configuration space
@@ -241,22 +163,8 @@ class PciFunction:
 
     def reset(self) -> None:
         self.isr = 0
-        self.select = self.device_select = self.driver_select = 0
         self.config_vector = NO_VECTOR
-        self.words_written: dict[int, int] = {}
-        self.queues = [self.new_queue(i) for i in range(self.device.queue_count)]
-
-    def new_queue(self, index: int) -> QueueRegisters:
-        return QueueRegisters(self.device.queue_size_max(index))
-
-    @property
-    def queue(self) -> QueueRegisters:
-        if self.select < len(self.queues):
-            return self.queues[self.select]
-        return QueueRegisters(0)
-
-    def feature_word(self, select: int) -> int:
-        return self.device.offered >> 32 * select & WORD if select < 4 else 0
+        super().reset()
 
     def get(self, name: str) -> int:
         match name:
@@ -317,43 +225,15 @@ class PciFunction:
                 if value == 1 and self.device.features & F.RING_RESET and self.queue.enable:
                     self.reset_queue()
 
-    def put_half(self, name: str, high: bool, value: int) -> None:
-        area = name.removeprefix("queue_")
-        before: int = getattr(self.queue, area)
-        after = before & WORD | value << 32 if high else before & ~WORD | value
-        setattr(self.queue, area, after)
-
-    def put_features(self, value: int) -> None:
-        self.words_written[self.driver_select] = value
-        self.device.write_features(
-            sum(word << 32 * index for index, word in self.words_written.items() if index < 4)
-        )
-
-    def put_status(self, value: int) -> None:
-        self.device.write_status(value)
-        if value == 0:
-            self.reset()
-
     def mapped(self, vector: int) -> int:
         """What an event's field shows after this vector was written to it."""
         return vector if vector < self.vectors else NO_VECTOR
 
     def enable(self) -> None:
-        queue = self.queue
-        queue.enable = 1
-        end = QueueEnd(self.select, queue.size)
-        self.device.enable_queue(end, queue.desc, queue.driver, queue.device)
-
-    def reset_queue(self) -> None:
-        self.device.reset_queue(self.select)
-        self.queues[self.select] = self.new_queue(self.select)
+        self.queue.enable = 1
+        super().enable()
 
     # Notifications
-
-    def notified(self, index: int) -> None:
-        with self.device.lock:
-            if served := self.device.queues.get(index):
-                os.eventfd_write(served.kick, 1)
 
     def used(self, index: int) -> None:
         if self.msix_on:

@@ -11,7 +11,8 @@ import pytest
 from tests.check.mutants import BUSES, CATCHES, REFERENCES
 from tests.check.reference import Reference
 from tests.check.reference_vhost_user import BackEnd
-from virtq.check.case import CASES, Verdict
+from virtq.check.case import Verdict
+from virtq.check.cases import all_cases
 from virtq.check.results import BAD
 from virtq.check.run import Result, Subject, run
 from virtq.transports.base import DriverTransport
@@ -22,23 +23,23 @@ for file in sorted(Path(__file__).parent.glob("mutants_*.py")):
     importlib.import_module(f"tests.check.{file.stem}")
 
 
-DEVICE_CASES = {name: case for name, case in CASES.items() if case.party == "device"}
+DEVICE_CASES = {name: case for name, case in all_cases().items() if case.party == "device"}
 
 
 def judge(
-    device: type[DriverTransport] | type[BackEnd],
+    device: type[DriverTransport | BackEnd],
     names: tuple[str, ...],
     patience_s: float = PATIENCE_S,
 ) -> Iterator[Result]:
     if issubclass(device, BackEnd):
         with device() as back_end:
             yield from run(
-                back_end.subject(), [CASES[name] for name in names], patience_s=patience_s
+                back_end.subject(), [DEVICE_CASES[name] for name in names], patience_s=patience_s
             )
         return
     bus = next((bus for parent, bus in BUSES.items() if issubclass(device, parent)), None)
     subject = Subject.find("reference:", device, None, bus)
-    yield from run(subject, [CASES[name] for name in names], patience_s=patience_s)
+    yield from run(subject, [DEVICE_CASES[name] for name in names], patience_s=patience_s)
 
 
 def test_every_case_has_a_mutant() -> None:
@@ -61,7 +62,7 @@ def test_the_reference_passes(area: str) -> None:
 
 
 @pytest.mark.parametrize("mutant", CATCHES, ids=lambda mutant: mutant.__name__)
-def test_a_mutant_is_caught(mutant: type[DriverTransport]) -> None:
+def test_a_mutant_is_caught(mutant: type[DriverTransport | BackEnd]) -> None:
     for name in CATCHES[mutant]:
         results = judge(mutant, (name,), PATIENCE_WITH_A_MUTANT_S)
         assert any(result.verdict in BAD for result in results), f"{name} does not notice"

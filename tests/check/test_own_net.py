@@ -16,7 +16,8 @@ import pytest
 
 from tests.unit.cli.support import served
 from tests.unit.vhost_user.support import Served
-from virtq.check.case import CASES, Verdict
+from virtq.check.case import Verdict
+from virtq.check.cases import all_cases
 from virtq.check.net.far_end import (
     FarEnd,
     HubEnd,
@@ -54,7 +55,7 @@ from virtq.transports.loopback import LoopbackTransport
 from virtq.transports.vhost_user import Frontend
 from virtq.wire.net import DEVICE_ID, LinkStatus
 
-NET_CASES = [case for case in CASES.values() if case.area.startswith("net_")]
+NET_CASES = [case for case in all_cases().values() if case.area.startswith("net_")]
 PATIENCE_S = 10.0
 
 

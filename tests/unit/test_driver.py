@@ -104,6 +104,18 @@ def test_everything_understood_is_accepted_and_nothing_else() -> None:
         assert driver.driver_features & 0b11 == 0b10
 
 
+def test_how_a_device_gets_at_memory_is_accepted_where_it_is_offered() -> None:
+    """SHOULD (6.1)."""
+    device = Echo()
+    device.offer = "+ACCESS_PLATFORM,+ORDER_PLATFORM"
+    with Driver(LoopbackTransport(device)) as driver:
+        assert driver.has(F.ACCESS_PLATFORM | F.ORDER_PLATFORM)
+        assert driver.queues[0].call(b"x", reply=1) == b"x"
+    with Driver(LoopbackTransport(device), offer="-ORDER_PLATFORM") as driver:
+        assert driver.has(F.ACCESS_PLATFORM)
+        assert not driver.has(F.ORDER_PLATFORM)
+
+
 def test_what_is_wanted_has_to_be_offered() -> None:
     device = Echo()
     device.offer = "-IN_ORDER"

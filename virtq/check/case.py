@@ -103,7 +103,7 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
-"""All cases by name, in the order in which they are run."""
+"""Those that were registered so far, by name; `cases.all_cases` has all of them."""
 
 
 def case(

@@ -31,6 +31,16 @@ class Live:
     def jobs(self, count: int, first: int = 0) -> list[Job]:
         return [self.work.job(first + i) for i in range(count)]
 
+    @property
+    def slots(self) -> int:
+        """Descriptors of the longest of its jobs, where each part is in one piece."""
+        return max(bool(job.readable) + bool(job.writable) for job in self.jobs(2))
+
+    def ring_bytes(self) -> bytes:
+        """All of the virtqueue as it stands in memory."""
+        areas = self.ring.areas
+        return self.session.arena.memory.read(areas.desc, areas.end - areas.desc)
+
 
 class Context:
     """One run of one case. Close it: everything that the case opened goes."""

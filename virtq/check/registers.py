@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
     Registers: TypeAlias = PciRegisters | MmioRegisters
 
-CONFIG_CHANGES = {blk.DEVICE_ID: (0, 4), net.DEVICE_ID: (6, 2)}
+_CHANGES = {blk.DEVICE_ID: (0, 4), net.DEVICE_ID: (6, 2)}
 """What changes when a device's owner changes it, by device type: offset and size in bytes (the low
 half of a disk's capacity, a network device's status)."""
-CHANGE_NEEDS = {net.DEVICE_ID: int(net.NetFeature.STATUS)}
-"""The feature that it takes."""
+_CHANGE_NEEDS = {net.DEVICE_ID: int(net.NetFeature.STATUS)}
 
 
 @contextlib.contextmanager
@@ -91,9 +90,68 @@ def break_queue(live: Live, registers: Registers) -> None:
     raise NotObservable("a malformed ring does not make the device ask for a reset")
 
 
-def change_config(session: Session, device_id: int | None) -> None:
+# The configuration
+
+
+def may_change(session: Session) -> bool:
+    """Whether this type of device has a configuration that can be made to change."""
+    return session.transport.device_id in _CHANGES
+
+
+def change_needs(session: Session) -> int:
+    """The feature that a change of this device's configuration takes."""
+    return _CHANGE_NEEDS.get(session.transport.device_id or 0, 0)
+
+
+def change_config(session: Session) -> None:
     """Have the device change its configuration. Raises NotObservable if there is no way to."""
     transport = session.transport
     assert isinstance(transport, ByRegisters)
-    if device_id not in CONFIG_CHANGES or not transport.change_config():
+    if not may_change(session) or not transport.change_config():
         raise NotObservable("there is no way to have this device change its configuration")
+
+
+def see_a_change(session: Session, registers: Registers) -> tuple[int, int]:
+    """As `change_config`, and read the configuration until the change shows. Returns what was
+    read before, and now."""
+    offset, size = _CHANGES.get(session.transport.device_id or 0, (0, 1))
+    before = registers.load_config(offset, size) if may_change(session) else 0
+    change_config(session)
+    for _ in session.patience("the configuration to change"):
+        if (now := registers.load_config(offset, size)) != before:
+            return before, now
+    raise AssertionError("patience ends in Hung")
+
+
+def expect_generations(session: Session, registers: Registers) -> None:
+    """Change, read, compare, several times: with something new there is another generation."""
+    name = registers.GENERATION
+    for _ in range(3):
+        generation = registers.get(name)
+        before, now = see_a_change(session, registers)
+        after = registers.get(name)
+        expect(
+            after != generation,
+            f"another {name} than {generation} once {now:#x} was read in place of {before:#x}",
+            after,
+        )
+
+
+# Virtqueues that are not in use
+
+
+def expect_no_write(live: Live, why: str, since: bytes | None = None) -> None:
+    """For a moment the virtqueue is what it was `since` then; by default, what it is now."""
+    before = live.ring_bytes() if since is None else since
+    for _ in live.session.moment():
+        expect(live.ring_bytes() == before, f"rings untouched {why}", "a write to a ring")
+
+
+def expect_unused(live: Live, registers: Registers, why: str, first: int = 2) -> None:
+    """Make buffers available and notify: no word of the virtqueue changes."""
+    for job in live.jobs(3, first):
+        live.ring.add(job)
+    live.ring.half.publish()
+    before = live.ring_bytes()
+    registers.notify(live.work.queue, None)
+    expect_no_write(live, why, before)

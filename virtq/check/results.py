@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 import jinja2
 
-from virtq.check.case import CASES, Verdict
+from virtq.check.case import Verdict
+from virtq.check.cases import all_cases
 from virtq.check.catalogue import Requirement, known, requirements, statements
 from virtq.check.register_log import RULES
 from virtq.check.run import Result
@@ -35,7 +36,7 @@ def is_broken(results: Sequence[Result]) -> bool:
 def coverage() -> dict[str, tuple[int, int]]:
     """For each area of the catalogue: the requirements of them that a case checks, and those that
     can be observed."""
-    cases = (*CASES.values(), *RULES.values())
+    cases = (*all_cases().values(), *RULES.values())
     checked = {id for case in cases for id in case.requirements}
     areas: dict[str, tuple[int, int]] = {}
     for requirement in requirements().values():
@@ -47,7 +48,7 @@ def coverage() -> dict[str, tuple[int, int]]:
 
 def protocol_coverage() -> tuple[int, int]:
     """Of what the vhost-user protocol asks of a back-end: how much a case checks, and all of it."""
-    checked = {id for case in CASES.values() for id in case.requirements}
+    checked = {id for case in all_cases().values() for id in case.requirements}
     return len(checked & statements().keys()), len(statements())
 
 
@@ -183,6 +184,15 @@ def _what(result: Result) -> str:
     if result.verdict is Verdict.FAIL:
         return f"expected {result.expected}; came {result.came}"
     return f"{result.verdict}: {result.reason}" if result.reason else str(result.verdict)
+
+
+def write_reports(
+    uri: str, results: Sequence[Result], *, junit: str | None, sarif: str | None, html: str | None
+) -> None:
+    """Each where a path is given. Raises OSError."""
+    for path, form in ((junit, as_junit), (sarif, as_sarif), (html, as_html)):
+        if path is not None:
+            write(path, form(uri, results))
 
 
 def write(path: str, text: str | dict[str, Any]) -> None:

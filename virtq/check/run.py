@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from virtq.check import device
-from virtq.check.case import CASES, Broken, Case, Hung, NotObservable, Party, Verdict
+from virtq.check.case import Broken, Case, Hung, NotObservable, Party, Verdict
+from virtq.check.cases import all_cases
 from virtq.check.context import Context
 from virtq.check.keep import Gone, Keeper, Lasting, Started
 from virtq.check.net.far_end import Finder, by_itself
@@ -25,7 +25,6 @@ MOMENT_S = 0.02
 OUR_FAULT = "the case itself failed"
 
 log = logging.getLogger("virtq.check")
-assert device.__all__
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case
     """The cases that a pattern such as `in_order.*` or `blk` (an area) names; all without one.
     `party`: only those about devices or drivers; for a driver's the `driver.` of the name can be
     left out. Raises UriError for a pattern that names none."""
-    known = {name: case for name, case in CASES.items() if party in (None, case.party)}
+    known = {name: case for name, case in all_cases().items() if party in (None, case.party)}
     if not patterns:
         return list(known.values())
     found: dict[str, Case] = {}

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -22,7 +22,6 @@ from rich.text import Text
 
 from virtq.check import results as out
 from virtq.check.case import Case, Party, Verdict
-from virtq.check.driver import cases as driver_cases
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
@@ -41,8 +40,6 @@ from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
-
-assert driver_cases.__all__
 
 DIAL_TIMEOUT_S = 5.0
 
@@ -174,8 +171,6 @@ def check(
     with beginning():
         for file in filter(None, (junit, sarif, report)):
             out.write(file, "")  # that it cannot be written should be known before, not after
-    done: list[Result] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ends_what_it_started())
         with beginning(uri):
@@ -200,19 +195,9 @@ def check(
             raise Unusable(f"{uri}: none of these cases is about it ({name})")
         total = sum(len(case.kinds) or 1 for case in about) * repeat
         stack.enter_context(_quiet())
-        progress = stack.enter_context(Progress(*columns, transient=True, disable=as_json))
-        task = progress.add_task("", total=total)
-        for result in chain.from_iterable(turns):
-            done.append(result)
-            progress.update(task, advance=1, description=result.case.name)
+        done = _collect(turns, total, show_progress=not as_json)
     with beginning():
-        for path, text in (
-            (junit, out.as_junit),
-            (sarif, out.as_sarif),
-            (report, out.as_html),
-        ):
-            if path is not None:
-                out.write(path, text(uri, done))
+        out.write_reports(uri, done, junit=junit, sarif=sarif, html=report)
     if as_json:
         print_json(out.as_json(uri, done))
     else:
@@ -221,6 +206,18 @@ def check(
         reason = done[-1].reason if done else "nothing was run"
         raise Unusable(f"{uri}: {reason}")
     ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
+
+
+def _collect(turns: Iterable[Iterable[Result]], total: int, *, show_progress: bool) -> list[Result]:
+    """All results of all turns; `total`: how many there will be."""
+    done: list[Result] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True, disable=not show_progress) as progress:
+        task = progress.add_task("", total=total)
+        for result in chain.from_iterable(turns):
+            done.append(result)
+            progress.update(task, advance=1, description=result.case.name)
+    return done
 
 
 @contextlib.contextmanager

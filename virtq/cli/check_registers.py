@@ -34,9 +34,7 @@ def check_registers(
     if all(result.verdict is Verdict.SKIPPED for result in done):
         raise Unusable(f"{uri}: it gives no occasion to judge a driver")
     with beginning():
-        for path, text in ((junit, out.as_junit), (sarif, out.as_sarif), (report, out.as_html)):
-            if path is not None:
-                out.write(path, text(uri, done))
+        out.write_reports(uri, done, junit=junit, sarif=sarif, html=report)
     if as_json:
         print_json(out.as_json(uri, done))
     else:

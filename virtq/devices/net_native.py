@@ -75,11 +75,23 @@ class NativeLink(Link):
 
     def __init__(self, native: NetPort) -> None:
         super().__init__()
-        self.native = native
+        self._native: NetPort | None = native
         self._offloads = 0
+
+    @property
+    def native(self) -> NetPort:
+        """Raises ValueError after `close`."""
+        if self._native is None:
+            raise ValueError("the network device's port is closed")
+        return self._native
 
     def configure(self, pairs: int, offloads: int) -> None:
         """Raises OSError for offloads that the kernel does not have together."""
-        if offloads != self._offloads:
-            self.native.set_offloads(offloads)
+        if self._native is not None and offloads != self._offloads:
+            self._native.set_offloads(offloads)
             self._offloads = offloads
+
+    def close(self) -> None:
+        # What the port holds (a tap, a file) goes with its last owner, and a queue that is still
+        # served is one: nobody's memory is closed under it.
+        self._native = None

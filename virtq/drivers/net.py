@@ -81,7 +81,7 @@ class NetDriver(Driver):
         | NetFeature.GUEST_ANNOUNCE
         | NetFeature.MQ
     )
-    optional_features = Driver.optional_features | _OFFLOADS | NetFeature.CTRL_VLAN
+    optional_features = _OFFLOADS | NetFeature.CTRL_VLAN
     config_layout = NetConfig
     config_fields: Mapping[str, int] = FIELD_FEATURE
     config: NetConfig | None

@@ -14,7 +14,7 @@ import logging
 import struct
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from virtq._core import DeviceQueue, Request
 from virtq.device import Device
@@ -180,8 +180,8 @@ class VsockAssembler:
     HEADER = struct.Struct("<QQIIHHHxx")
     VIRTIO = struct.Struct("<QQIIIHHIII")
     OVER_VIRTIO = 2
-    MEANING = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 3, 7: 3}  # noqa: RUF012
-    """By operation: connect, disconnect, control, payload."""
+    MEANING: ClassVar[dict[int, int]] = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 3, 7: 3}
+    """By operation: connect (1), disconnect (2), control (3), payload (4)."""
 
     def __init__(self, keep: Keep) -> None:
         self._keep = keep

@@ -837,7 +837,7 @@ class DiesOfANotification(Reference):
         assert any(ring.half.has_used for ring in self.rings.values()), "nothing was used"
 
 
-@catches("notifications.no_notification_is_lost")
+@catches("notifications.no_notification_is_lost", "notifications.no_notification_is_lost_packed")
 class DecidesTooEarly(Reference):
     class split(Split):
         def kick_wanted(self) -> bool:
@@ -851,4 +851,13 @@ class DecidesTooEarly(Reference):
             time.sleep(0.002)
             self.publish()
             self.decided_at = self.ring.avail_idx
+            return wanted
+
+    class packed(Packed):
+        def kick_wanted(self) -> bool:
+            if not self.unpublished:
+                return False
+            wanted = self._kick_wanted()
+            time.sleep(0.002)
+            self.publish()
             return wanted

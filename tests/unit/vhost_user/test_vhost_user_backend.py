@@ -24,7 +24,7 @@ from tests.unit.vhost_user.support import (
 )
 from virtq.features import F
 from virtq.transports.vhost_user.messages import LOG_ALL, PROTOCOL_FEATURES, Back, Front, P
-from virtq.transports.vhost_user.session import OFFERED
+from virtq.transports.vhost_user.offer import OFFERED
 from virtq.transports.vhost_user.wire import (
     U64,
     Config,

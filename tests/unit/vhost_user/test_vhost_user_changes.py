@@ -45,13 +45,14 @@ def test_feature_sets_change_from_one_connection_to_the_next(tmp_path: Path) -> 
             for bit in OPTIONAL:
                 declined |= bit if chance.random() < 0.5 else 0
             protocol = chance.choice(PROTOCOL)
-            if "REPLY_ACK" in protocol:
-                declined |= F.ACCESS_PLATFORM  # it needs the acknowledgement
             change = Change(add=kind.change.add, remove=kind.change.remove | declined)
             front = Frontend(served.path, protocol=protocol)
             with BlkDriver(front, want=kind.features, offer=change) as driver:
                 assert driver.kind is kind
                 assert not driver.driver_features & declined
+                # A back-end asks for translations, and needs the acknowledgement for that.
+                translated = not declined & F.ACCESS_PLATFORM and protocol != "-REPLY_ACK"
+                assert driver.has(F.ACCESS_PLATFORM) is translated
                 assert device.driver_features == driver.driver_features
                 seen.add(driver.driver_features)
                 sector = chance.randrange(SECTORS)

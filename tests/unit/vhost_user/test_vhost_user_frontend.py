@@ -13,7 +13,7 @@ from tests.unit.vhost_user.support import FakeDevice, Served, eventually, no_lea
 from virtq._core import DriverQueue, Position
 from virtq.errors import ConfigError, FeatureError, PeerGone, RingFault, TransportError
 from virtq.features import F
-from virtq.transports.vhost_user import Frontend, session
+from virtq.transports.vhost_user import Frontend, offer
 from virtq.transports.vhost_user.messages import (
     P,
 )
@@ -45,7 +45,7 @@ def test_what_a_back_end_tells(served: Served, device: FakeDevice) -> None:
         | P.INFLIGHT_SHMFD | P.GET_VRING_BASE_INFLIGHT
         | P.RESET_DEVICE | P.CONFIGURE_MEM_SLOTS | P.STATUS
     )  # fmt: skip
-    assert front.offered_protocol_features == session.offered_protocol_features(device)
+    assert front.offered_protocol_features == offer.offered_protocol_features(device)
     front.check()
     front.close()
     front.close()

@@ -13,11 +13,10 @@ import pytest
 
 from tests.unit.vhost_user.support import PATIENCE_S, eventually, memfd, no_leaks
 from virtq.transports.vhost_user import channel
-from virtq.transports.vhost_user.frontend import WANTED
 from virtq.transports.vhost_user.messages import BACK_MESSAGES, Back, P
+from virtq.transports.vhost_user.offer import OFFERED, WANTED
 from virtq.transports.vhost_user.other_channel import OtherChannel
 from virtq.transports.vhost_user.protocol import FrontendProtocol
-from virtq.transports.vhost_user.session import OFFERED
 from virtq.transports.vhost_user.wire import (
     HEADER_BYTES,
     NEED_REPLY,

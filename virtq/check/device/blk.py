@@ -9,6 +9,8 @@ from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context, Live
 from virtq.check.disk import (
     capacity,
+    config,
+    has_field,
     live_disk,
     put_back,
     read,
@@ -16,32 +18,32 @@ from virtq.check.disk import (
     segments,
     serve,
     status_of,
+    succeed,
+    writable_disk,
+    write,
 )
 from virtq.check.session import UNTOUCHED, Job
 from virtq.features import F
 from virtq.wire import blk
 from virtq.wire.blk import ID_BYTES, SECTOR_BYTES, BlkFeature, Segment, Status, Type
-from virtq.wire.blk_zones import ZoneRequest
+from virtq.wire.blk_zones import APPEND_SECTOR_BYTES, ZoneRequest
 
 _BLK = blk.DEVICE_ID
 _FAR = 1 << 40
+"""A sector that no disk has."""
+_REPORT_BYTES = 4096
+_SEGMENT_SECTORS = 8
 _LIFETIME_BYTES = 6
 
 
 @case("blk.req.status-last-byte", device_id=_BLK)
 def read_and_write(ctx: Context) -> None:
     """What is written is read back, and the last byte is the status. The disk is left as it was."""
-    live = live_disk(ctx)
-    if live.session.offered & BlkFeature.RO:
-        raise NotObservable("the disk is read-only")
-    old = live.ring.serve(request(Type.IN, 0, room=512))[0].reply
-    new = os.urandom(512)
-    try:
-        expect(status_of(live, request(Type.OUT, 0, new)) == Status.OK, "status OK", "another")
-        reply = live.ring.serve(request(Type.IN, 0, room=512))[0].reply
-        expect(reply == new + bytes([Status.OK]), "the bytes that were written", "others")
-    finally:
-        live.ring.serve(request(Type.OUT, 0, old[:512]))
+    live = writable_disk(ctx)
+    new = os.urandom(SECTOR_BYTES)
+    with put_back(live, 1):
+        write(live, 0, new)
+        expect(read(live, 0) == new, "the bytes that were written", "other bytes")
 
 
 @case("blk.req.status-last-byte", device_id=_BLK)
@@ -56,7 +58,7 @@ def an_unknown_request(ctx: Context) -> None:
 def beyond_the_end(ctx: Context) -> None:
     """A read beyond the capacity ends with IOERR, and the device goes on."""
     live = live_disk(ctx)
-    status = status_of(live, request(Type.IN, _FAR, room=512))
+    status = status_of(live, request(Type.IN, _FAR, room=SECTOR_BYTES))
     expect(status == Status.IOERR, f"status IOERR ({Status.IOERR:d})", status)
     live.ring.serve(*live.jobs(4))
 
@@ -65,11 +67,11 @@ def beyond_the_end(ctx: Context) -> None:
 def read_only(ctx: Context) -> None:
     """With RO offered, a write ends with IOERR, and nothing is written."""
     live = live_disk(ctx, BlkFeature.RO)
-    old = live.ring.serve(request(Type.IN, 0, room=512))[0].reply
-    status = status_of(live, request(Type.OUT, 0, bytes(511) + b"x"))
+    old = read(live, 0)
+    changed = bytes(byte ^ 0xFF for byte in old)
+    status = status_of(live, request(Type.OUT, 0, changed))
     expect(status == Status.IOERR, f"status IOERR ({Status.IOERR:d})", status)
-    now = live.ring.serve(request(Type.IN, 0, room=512))[0].reply
-    expect(now == old, "the sector as it was", "it changed")
+    expect(read(live, 0) == old, "the sector as it was", "other bytes")
 
 
 @case("blk.init.dev.wce-implies-flush", "blk.init.dev.offer-flush", device_id=_BLK, rings=False)
@@ -83,11 +85,12 @@ def flush_is_offered(ctx: Context) -> None:
 
 @case("blk.init.dev.padding-zero", device_id=_BLK, rings=False)
 def padding(ctx: Context) -> None:
-    """The padding of the configuration space is zero, as far as it exists."""
+    """The padding behind writeback is zero."""
     session = ctx.session()
-    if session.offered & BlkFeature.MQ and session.transport.config_size > 33:
-        padding = session.transport.read_config(33, 1)
-        expect(padding == b"\0", "unused0 = 0", padding.hex())
+    if not has_field(session, "unused0"):
+        raise NotObservable("the configuration space ends before it")
+    padding = config(session).unused0
+    expect(not padding, "unused0 of 0", padding)
 
 
 @case("blk.init.dev.writeback-zero", device_id=_BLK, rings=False, needs=BlkFeature.CONFIG_WCE)
@@ -97,12 +100,12 @@ def writeback_without_flush(ctx: Context) -> None:
     features = F.VERSION_1 | BlkFeature.CONFIG_WCE
     if not session.negotiate(int(features)):
         raise NotObservable("the device does not take CONFIG_WCE without FLUSH")
-    value = session.transport.read_config(32, 1)
-    expect(value == b"\0", "writeback 0", value.hex())
+    value = config(session).writeback
+    expect(not value, "writeback 0", value)
 
 
-def _segment(kind: int, flags: int, sectors: int = 8) -> Job:
-    return segments(kind, Segment(0, sectors, flags))
+def _segment(kind: int, flags: int) -> Job:
+    return segments(kind, Segment(0, _SEGMENT_SECTORS, flags))
 
 
 @case(
@@ -114,47 +117,41 @@ def _segment(kind: int, flags: int, sectors: int = 8) -> Job:
 def discard_with_flags(ctx: Context) -> None:
     """A discard with unmap, or with a flag that does not exist, ends with UNSUPP."""
     live = live_disk(ctx, BlkFeature.DISCARD)
-    for flags in (1, 2, 0x8000_0000):
-        status = status_of(live, _segment(Type.DISCARD, flags))
-        expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
+    with put_back(live, _SEGMENT_SECTORS):
+        for flags in (1, 2, 0x8000_0000):
+            status = status_of(live, _segment(Type.DISCARD, flags))
+            expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
 
 
 @case("blk.op.dev.unknown-flag-unsupp", device_id=_BLK, needs=BlkFeature.WRITE_ZEROES)
 def zeroes_with_flags(ctx: Context) -> None:
     """Write zeroes with a flag that does not exist ends with UNSUPP."""
     live = live_disk(ctx, BlkFeature.WRITE_ZEROES)
-    for flags in (2, 0x8000_0000):
-        status = status_of(live, _segment(Type.WRITE_ZEROES, flags))
-        expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
+    with put_back(live, _SEGMENT_SECTORS):
+        for flags in (2, 0x8000_0000):
+            status = status_of(live, _segment(Type.WRITE_ZEROES, flags))
+            expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
 
 
 @case("blk.op.dev.zeroes-read-zero", device_id=_BLK, needs=BlkFeature.WRITE_ZEROES)
 def zeroes_read_as_zeroes(ctx: Context) -> None:
     """After write zeroes the range reads as zeroes. What was there is put back."""
-    live = live_disk(ctx, BlkFeature.WRITE_ZEROES)
-    if live.session.offered & BlkFeature.RO:
-        raise NotObservable("the disk is read-only")
-    length = 8 * 512
-    old = live.ring.serve(request(Type.IN, 0, room=length))[0].reply[:length]
-    try:
-        live.ring.serve(request(Type.OUT, 0, os.urandom(length)))
-        expect(status_of(live, _segment(Type.WRITE_ZEROES, 0)) == 0, "status OK", "another")
-        now = live.ring.serve(request(Type.IN, 0, room=length))[0].reply
-        expect(now[:length] == bytes(length), "zeroes", "other bytes")
-    finally:
-        live.ring.serve(request(Type.OUT, 0, old))
+    live = writable_disk(ctx, BlkFeature.WRITE_ZEROES)
+    with put_back(live, _SEGMENT_SECTORS):
+        write(live, 0, os.urandom(_SEGMENT_SECTORS * SECTOR_BYTES))
+        succeed(live, _segment(Type.WRITE_ZEROES, 0), "write zeroes")
+        expect(not any(read(live, 0, _SEGMENT_SECTORS)), "zeroes", "other bytes")
 
 
 @case("blk.zone.dev.not-negotiated-unsupp", device_id=_BLK)
 def zone_requests_without_zoned(ctx: Context) -> None:
     """Without ZONED, every zone request ends with UNSUPP."""
     live = live_disk(ctx)
-    append, report = 15, 16
-    for kind in (append, report, 18, 20, 22, 24, 26):
-        data = bytes(512) if kind == append else b""
-        room = 8 if kind == append else 4096 if kind == report else 0
-        status = status_of(live, request(kind, 0, data, room))
-        expect(status == Status.UNSUPP, f"UNSUPP for request {kind}", f"status {status}")
+    room = {ZoneRequest.APPEND: APPEND_SECTOR_BYTES, ZoneRequest.REPORT: _REPORT_BYTES}
+    for kind in ZoneRequest:
+        data = bytes(SECTOR_BYTES) if kind == ZoneRequest.APPEND else b""
+        status = status_of(live, request(kind, 0, data, room.get(kind, 0)))
+        expect(status == Status.UNSUPP, f"UNSUPP for {kind.name}", f"status {status}")
 
 
 # What else a request can be
@@ -228,9 +225,7 @@ def a_header_in_many_pieces(ctx: Context) -> None:
 @case("framing.dev.no-layout-assumption", device_id=_BLK)
 def data_beside_the_header(ctx: Context) -> None:
     """A write whose header and data share a descriptor, or meet in the middle of one."""
-    live = live_disk(ctx)
-    if live.session.offered & BlkFeature.RO:
-        raise NotObservable("the disk is read-only")
+    live = writable_disk(ctx)
     with put_back(live, 1):
         for seed, cut in enumerate(((528,), (8, 520), (15, 2, 511), (17, 511), (16, 1, 511))):
             data = bytes([seed + 1]) * SECTOR_BYTES

@@ -25,6 +25,8 @@ _BLK = blk.DEVICE_ID
 _SECTORS = 8
 _AT_ONCE = 64
 """Segments in one request, at most."""
+_SAVED_SECTORS_MAX = 1024
+"""A larger range is not tried: what is there has to be put back."""
 
 
 def _around(live: Live, kind: int, ranges: list[Segment], sectors: int) -> tuple[bytes, bytes]:
@@ -49,7 +51,7 @@ def a_discard(ctx: Context) -> None:
     live = writable_disk(ctx, BlkFeature.DISCARD)
     settings = config(live.session)
     unit = max(settings.discard_sector_alignment, 1)
-    if not unit <= min(settings.max_discard_sectors, 1024):
+    if not unit <= min(settings.max_discard_sectors, _SAVED_SECTORS_MAX):
         raise NotObservable(f"a discard is of {unit} sectors at the least")
     ranges = [Segment(unit, unit, 0)]
     with put_back(live, 3 * unit):
@@ -108,7 +110,7 @@ def a_secure_erase(ctx: Context) -> None:
     live = writable_disk(ctx, BlkFeature.SECURE_ERASE)
     settings = config(live.session)
     unit = max(settings.secure_erase_sector_alignment, 1)
-    if not unit <= min(settings.max_secure_erase_sectors, 1024):
+    if not unit <= min(settings.max_secure_erase_sectors, _SAVED_SECTORS_MAX):
         raise NotObservable(f"a secure erase is of {unit} sectors at the least")
     sectors = 3 * unit
     ranges = [Segment(unit, unit, 0)]
@@ -124,9 +126,12 @@ def an_erase_with_flags(ctx: Context) -> None:
     """A secure erase with a flag that does not exist ends with UNSUPP."""
     live = live_disk(ctx, BlkFeature.SECURE_ERASE)
     unit = max(config(live.session).secure_erase_sector_alignment, 1)
-    for flags in (2, 0x8000_0000):
-        status = status_of(live, segments(Type.SECURE_ERASE, Segment(0, unit, flags)))
-        expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
+    if unit > _SAVED_SECTORS_MAX:
+        raise NotObservable(f"a secure erase is of {unit} sectors at the least")
+    with put_back(live, unit):
+        for flags in (2, 0x8000_0000):
+            status = status_of(live, segments(Type.SECURE_ERASE, Segment(0, unit, flags)))
+            expect(status == Status.UNSUPP, f"UNSUPP for flags {flags:#x}", f"status {status}")
 
 
 @case("blk.op.dev.ro-no-write", device_id=_BLK, needs=BlkFeature.RO)

@@ -25,6 +25,9 @@ _LACKING = (ZoneStatus.OPEN_RESOURCE, ZoneStatus.ACTIVE_RESOURCE)
 _STATEFUL = (ZoneRequest.OPEN, ZoneRequest.CLOSE, ZoneRequest.FINISH, ZoneRequest.RESET)
 _SWR = ZoneType.SEQUENTIAL_REQUIRED
 _OPEN_AT_ONCE = 64
+"""Zones that are opened where there is no limit."""
+_OPEN_MOST = 512
+"""Zones that are opened to reach a limit; one beyond is not looked for."""
 
 # What the device says of itself
 
@@ -172,7 +175,7 @@ def as_many_open_zones_as_it_says(ctx: Context) -> None:
     found = [z for z in disk.all() if z.state == ZoneState.EMPTY]
     if room is None:
         wanted = min(wanted, len(found))
-    if wanted < 0 or (room is not None and wanted > 512):
+    if wanted < 0 or (room is not None and wanted > _OPEN_MOST):
         raise NotObservable(f"{wanted} zones would have to be opened")
     with disk.empty(wanted if room is None else wanted + 1) as empty:
         for zone in empty[:wanted]:
@@ -195,7 +198,7 @@ def as_many_active_zones_as_it_says(ctx: Context) -> None:
         raise NotObservable("no zone can be opened")
     found = [z for z in disk.all() if z.state == ZoneState.EMPTY]
     wanted = min(_OPEN_AT_ONCE, len(found)) if active is None else active
-    if wanted < 0 or (active is not None and wanted > 512):
+    if wanted < 0 or (active is not None and wanted > _OPEN_MOST):
         raise NotObservable(f"{wanted} zones would have to be active")
     with disk.empty(wanted if active is None else wanted + 1) as empty:
         for zone in empty[:wanted]:

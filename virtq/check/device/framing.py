@@ -1,4 +1,4 @@
-"""How buffers are cut into descriptors (2.6.1 of the framing text: 2.7.4, 2.8.5)."""
+"""How buffers are cut into descriptors: a device must not care (2.7.4)."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def batches(ctx: Context) -> None:
 def a_full_ring(ctx: Context) -> None:
     """A ring that is full to the last slot, several times in a row: no completion is lost."""
     live = ctx.live(size=8)
-    slots = max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
+    slots = live.slots
     count = 8 // slots
     for lap in range(12):
         _serve(live, count, lap * count)
@@ -72,7 +72,7 @@ def a_full_ring(ctx: Context) -> None:
 def around_the_end(ctx: Context) -> None:
     """Batches that cross the end of the ring, at every offset."""
     live = ctx.live(size=16)
-    slots = max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
+    slots = live.slots
     first = 0
     count = 3 if slots > 1 else 5
     for _ in range(16):
@@ -181,7 +181,7 @@ def a_long_random_run(ctx: Context) -> None:
     use."""
     live = ctx.live()
     chance = random.Random(ctx.seed)
-    slots = max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
+    slots = live.slots
     number, outstanding, last = 0, 0, -1
     while number < 2000:
         room = live.ring.half.free // slots
@@ -212,7 +212,7 @@ def an_event_at_every_place_of_a_batch(ctx: Context) -> None:
     """A notification for each buffer of a batch, first to last, whether it has a used entry of its
     own or not; none for the one that comes after the batch."""
     live = ctx.live(add=F.EVENT_IDX, size=64)
-    slots = max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
+    slots = live.slots
     live.ring.serve(live.work.job(0))  # the first one may notify in any case
     count, number = 5, 1
     for place in [*range(count), count]:

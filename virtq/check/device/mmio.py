@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from virtq.check.case import NotObservable, case, expect
+from virtq.check.case import case, expect
 from virtq.check.context import Context, Live
 from virtq.check.registers import (
-    CHANGE_NEEDS,
-    CONFIG_CHANGES,
     break_queue,
     change_config,
+    change_needs,
+    expect_generations,
+    expect_no_write,
+    expect_unused,
     mmio,
     reset_queue,
     serve,
@@ -16,9 +18,8 @@ from virtq.check.registers import (
 )
 from virtq.check.session import Ring, Session
 from virtq.features import F
-from virtq.transports.qtest.virtio_mmio import MmioRegisters
+from virtq.transports.qtest.virtio_mmio import MAGIC_VALUE, MmioRegisters
 
-_MAGIC = 0x74726976
 _USED, _CONFIG = 1, 2
 """Events of InterruptStatus."""
 
@@ -43,7 +44,7 @@ def _in_every_state(ctx: Context, register: str, value: int) -> None:
 @case("mmio.reg.dev.magic", bus="mmio", rings=False)
 def magic_value(ctx: Context) -> None:
     """MagicValue reads 0x74726976, in every state."""
-    _in_every_state(ctx, "MagicValue", _MAGIC)
+    _in_every_state(ctx, "MagicValue", MAGIC_VALUE)
 
 
 @case("mmio.reg.dev.version", bus="mmio", rings=False)
@@ -86,11 +87,6 @@ def _settle(session: Session) -> None:
         pass
 
 
-def _needed(session: Session) -> int:
-    """The feature that a change of this device's configuration takes."""
-    return CHANGE_NEEDS.get(session.transport.device_id or 0, 0)
-
-
 @case("mmio.reg.dev.interrupt-status-hold", bus="mmio")
 def a_used_buffer_is_held(ctx: Context) -> None:
     """The bit for used buffers is set from a notification on, until it is acknowledged."""
@@ -107,9 +103,9 @@ def a_used_buffer_is_held(ctx: Context) -> None:
 def a_configuration_change_is_held(ctx: Context) -> None:
     """The bit for configuration changes is set from a change on, until it is acknowledged."""
     with mmio(ctx) as (session, registers):
-        ctx.live(add=_needed(session), session=session)
+        ctx.live(add=change_needs(session), session=session)
         for _ in range(2):
-            change_config(session, session.transport.device_id)
+            change_config(session)
             _wait_event(session, registers, _CONFIG)
             _expect_held(registers, _CONFIG)
 
@@ -135,8 +131,8 @@ def no_event_but_used_buffers(ctx: Context) -> None:
 def no_event_but_a_configuration_change(ctx: Context) -> None:
     """Where the configuration changed and no buffer was used, InterruptStatus says so."""
     with mmio(ctx) as (session, registers):
-        ctx.live(add=_needed(session), session=session)
-        change_config(session, session.transport.device_id)
+        ctx.live(add=change_needs(session), session=session)
+        change_config(session)
         status = _wait_event(session, registers, _CONFIG)
         expect(
             status == _CONFIG,
@@ -197,36 +193,12 @@ def reset_clears(ctx: Context) -> None:
 # The configuration
 
 
-def _change_shows(session: Session, registers: MmioRegisters) -> None:
-    device_id = session.transport.device_id
-    if device_id not in CONFIG_CHANGES:
-        raise NotObservable("there is no way to have this device change its configuration")
-    for _ in range(3):
-        value, generation = _seen(registers, device_id), registers.get("ConfigGeneration")
-        change_config(session, device_id)
-        for _ in session.patience("the configuration to change"):
-            now = _seen(registers, device_id)
-            if now != value:
-                break
-        after = registers.get("ConfigGeneration")
-        expect(
-            after != generation,
-            f"another ConfigGeneration than {generation} once {now:#x} was read in place of"
-            f" {value:#x}",
-            after,
-        )
-
-
-def _seen(registers: MmioRegisters, device_id: int) -> int:
-    return registers.load_config(*CONFIG_CHANGES[device_id])
-
-
 @case("mmio.reg.dev.generation", bus="mmio")
 def generation_while_live(ctx: Context) -> None:
     """ConfigGeneration changes by the time that a driver reads something new, on a live device."""
     with mmio(ctx) as (session, registers):
-        ctx.live(add=_needed(session), session=session)
-        _change_shows(session, registers)
+        ctx.live(add=change_needs(session), session=session)
+        expect_generations(session, registers)
 
 
 @case("mmio.reg.dev.generation", bus="mmio", rings=False)
@@ -234,25 +206,11 @@ def generation_before_driver_ok(ctx: Context) -> None:
     """It does so, too, before DRIVER_OK, while a driver reads the configuration to set itself
     up."""
     with mmio(ctx) as (session, registers):
-        session.negotiate(ctx.features(session, _needed(session)))
-        _change_shows(session, registers)
+        session.negotiate(ctx.features(session, change_needs(session)))
+        expect_generations(session, registers)
 
 
 # Queues
-
-
-def _expect_untouched(live: Live, registers: MmioRegisters, why: str, first: int = 0) -> None:
-    """Make buffers available, notify, and see that no word of the ring changes."""
-    ring = live.ring
-    for job in live.jobs(3, first):
-        ring.add(job)
-    ring.half.publish()
-    memory = live.session.arena.memory
-    before = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-    registers.notify(live.work.queue, None)
-    for _ in live.session.moment():
-        now = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-        expect(now == before, f"rings untouched {why}", "a write to a ring")
 
 
 @case("mmio.reg.dev.not-ready-no-access", bus="mmio")
@@ -267,7 +225,7 @@ def a_queue_that_is_not_ready(ctx: Context) -> None:
         session.rings[work.queue] = ring
         registers.configure_queue(work.queue, size, *ring.areas[:3])
         session.go_live()
-        _expect_untouched(Live(session, ring, work), registers, "before QueueReady is 1")
+        expect_unused(Live(session, ring, work), registers, "before QueueReady is 1", first=0)
 
 
 @case("mmio.reg.dev.not-ready-no-access", bus="mmio")
@@ -281,7 +239,7 @@ def a_queue_that_is_stopped(ctx: Context) -> None:
         for _ in session.patience("QueueReady to read 0 after 0 was written"):
             if registers.get("QueueReady") == 0:
                 break
-        _expect_untouched(live, registers, "with QueueReady 0", first=2)
+        expect_unused(live, registers, "with QueueReady 0")
 
 
 @case("mmio.reg.dev.queue-reset-zero", bus="mmio", needs=F.RING_RESET)
@@ -318,7 +276,7 @@ def queue_reset_resets(ctx: Context) -> None:
         live = ctx.live(add=F.RING_RESET, session=session)
         serve(live, registers, 2)
         reset_queue(live, registers)
-        _expect_untouched(live, registers, "after the reset of the queue", first=2)
+        expect_unused(live, registers, "after the reset of the queue")
         registers.put("QueueReady", 0)  # for one whose reset does not do it
         live = Live(session, session.ring(live.work.queue), live.work)
         serve(live, registers, 2)
@@ -345,8 +303,4 @@ def queue_reset_is_on_its_way(ctx: Context) -> None:
         serve(live, registers, 2)
         submit(live, registers, live.jobs(8, first=2))
         reset_queue(live, registers)
-        ring, memory = live.ring, session.arena.memory
-        before = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-        for _ in session.moment():
-            now = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-            expect(now == before, "rings untouched once QueueReset reads 0", "a write to a ring")
+        expect_no_write(live, "once QueueReset reads 0")

@@ -19,6 +19,7 @@ _ALL = N.NOTF_COAL | N.VQ_NOTF_COAL
 _RECEIVE, _TRANSMIT = 0, 1
 _NONE = (0, 0)
 _LONG_US = 10_000_000
+"""Longer than any case waits."""
 
 
 class Reading(NamedTuple):
@@ -114,10 +115,10 @@ def _reenabled(ctx: Context, index: int, command: int) -> None:
         nic = _nic(ctx, int(_ALL) | int(F.RING_RESET))
         if set_before:
             _set(nic, command, 5, 60)
-        expect(_set_queue(nic, index, 7, 80) == Ack.OK, "OK for VQ_SET", "ERR")
+        ack = _set_queue(nic, index, 7, 80)
+        expect(ack == Ack.OK, "OK for VQ_SET", ack)
         _expect(nic, index, 7, 80, "after VQ_SET")
-        nic.session.transport.reset_queue(index)
-        nic.session.rings.pop(index).close()
+        nic.reset_queue(index)
         nic.session.ring(index, 16)
         packets, usecs = (5, 60) if set_before else _NONE
         _expect(nic, index, packets, usecs, "once it is enabled again")

@@ -147,18 +147,12 @@ def where_it_was_transmitted(ctx: Context) -> None:
         expect(set(came) == {pair}, f"receiveq{pair + 1}", came)
 
 
-def _reset_queue(nic: Nic, pair: int) -> None:
-    """Take a receive queue away (2.6.1)."""
-    nic.session.transport.reset_queue(receive_queue(pair))
-    nic.session.rings.pop(receive_queue(pair)).close()
-
-
 @case("net.ctrl.mq.dev.reset-reselect", device_id=DEVICE_ID, needs=N.MQ | F.RING_RESET, rings=False)
 def another_queue_while_one_is_reset(ctx: Context) -> None:
     """While the receive queue of a flow is reset, its packets should come to another one."""
     flow = _flow(1)
     nic = _two_pairs(ctx, [_flow(0), flow], add=int(F.RING_RESET))
-    _reset_queue(nic, 1)
+    nic.reset_queue(receive_queue(1))
     came = _pairs_of(nic, flow, flow)
     expect(came == [0, 0], "the other queue", came)
 
@@ -169,7 +163,7 @@ def dropped_while_all_are_reset(ctx: Context) -> None:
     nic = Nic(ctx, _MQ | int(F.RING_RESET), pairs=2)
     _use_pairs(nic, 2)
     for pair in (0, 1):
-        _reset_queue(nic, pair)
+        nic.reset_queue(receive_queue(pair))
     for number in range(4):
         nic.far.send(Packet(_incoming(nic, _flow(number))))
     # What is transmitted afterwards shows that the device has gone on since.

@@ -250,8 +250,7 @@ def dropped_while_its_queue_is_reset(ctx: Context) -> None:
     to_first = [frame for frame in frames if frame not in to_second]
     if not to_first or len(to_second) < 2:
         raise NotObservable("the hash types leave all packets to one queue")
-    nic.session.transport.reset_queue(receive_queue(1))
-    nic.session.rings.pop(receive_queue(1)).close()
+    nic.reset_queue(receive_queue(1))
     for frame in to_second[:-1]:
         nic.far.send(Packet(frame))
     *dropped, last = to_second

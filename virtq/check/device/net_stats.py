@@ -13,10 +13,13 @@ from virtq.wire.net import DEVICE_ID, Ack
 from virtq.wire.net import NetFeature as N
 
 _CLASS, _QUERY, _GET = 8, 0, 1
-_CVQ, _UNKNOWN = 32, 60
 _RX_BASIC, _RX_CSUM, _RX_GSO, _RX_SPEED = range(4)
 _TX_BASIC, _TX_CSUM, _TX_GSO, _TX_SPEED = range(16, 20)
+_CVQ = 32
+_UNKNOWN = 60
+"""A type that there is none of."""
 _HEADER_BYTES = 8
+"""Of each entry, before its counters."""
 _NUMBERS = {
     _CVQ: 2,
     _RX_BASIC: 6,
@@ -28,6 +31,7 @@ _NUMBERS = {
     _TX_GSO: 6,
     _TX_SPEED: 2,
 }
+"""How many counters of 8 bytes each type has."""
 _RECEIVE, _TRANSMIT = 0, 1
 _ROOM_BYTES = 512
 

@@ -197,7 +197,7 @@ def a_descriptor_event_is_missed(ctx: Context) -> None:
 def a_descriptor_event_within_a_batch(ctx: Context) -> None:
     """A slot anywhere among buffers that are used together is hit."""
     live = ctx.live(add=F.EVENT_IDX)
-    slots = max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
+    slots = live.slots
     for first in range(0, 48, 6):
         at = live.ring.half.position
         offset = at.used + slots * (first // 6 % 6)

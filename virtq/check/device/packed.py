@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from virtq.check.case import NotObservable, case, expect
-from virtq.check.context import Context, Live
+from virtq.check.context import Context
+from virtq.check.session import UNTOUCHED
 from virtq.model.memory import AVAIL, USED, WRITE
 
 _ID = "packed.used.id-from-list"
-
-
-def _slots(live: Live) -> int:
-    """Descriptors of the longest job."""
-    return max(bool(job.readable) + bool(job.writable) for job in live.jobs(2))
 
 
 @case("packed.flags.used-encoding", "packed.wrap.init-one", _ID, packed=True)
@@ -54,7 +50,7 @@ def a_list_has_one_used_descriptor(ctx: Context) -> None:
     """A list of descriptors is used by one used descriptor, over its first slot; the next one is
     behind the whole list."""
     live = ctx.live()
-    if _slots(live) < 2:
+    if live.slots < 2:
         raise NotObservable("this device type's requests have one descriptor")
     for seed in range(6):
         live.ring.serve(live.work.job(seed))
@@ -66,7 +62,7 @@ def a_list_has_one_used_descriptor(ctx: Context) -> None:
 def a_list_across_the_end(ctx: Context) -> None:
     """Lists that begin in the last slot and end in the first, at every offset."""
     live = ctx.live(size=5)
-    if _slots(live) < 2:
+    if live.slots < 2:
         raise NotObservable("this device type's requests have one descriptor")
     for seed in range(15):
         live.ring.serve(live.work.job(seed))
@@ -83,11 +79,11 @@ def the_write_flag(ctx: Context) -> None:
     then."""
     live = ctx.live()
     for sent in live.ring.serve(*live.jobs(8)):
-        wrote = any(byte != 0xA5 for byte in sent.reply)
+        wrote = any(byte != UNTOUCHED for byte in sent.reply)
         if wrote != bool(sent.writable):
             raise NotObservable("whether a buffer was written does not show")
+    wrote = any(sent.writable for sent in live.ring.sent.values())  # all of them, or none
     for entry in live.ring.entries:
-        wrote = any(sent.writable for sent in live.ring.sent.values())
         expect(
             bool((entry.flags or 0) & WRITE) == wrote,
             "WRITE set in used descriptors of written buffers" if wrote else "WRITE not set",
@@ -135,7 +131,7 @@ def what_is_not_available_is_not_used(ctx: Context) -> None:
 def many_at_once(ctx: Context) -> None:
     """A ring full of buffers, several times: each is used once, by descriptors in ring order."""
     live = ctx.live(size=64)
-    count = 64 // _slots(live)
+    count = 64 // live.slots
     for lap in range(4):
         live.ring.serve(*live.jobs(count, lap * count))
     expect(live.ring.half.free == 64, "64 free slots in the end", live.ring.half.free)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context, Live
 from virtq.check.registers import (
-    CHANGE_NEEDS,
-    CONFIG_CHANGES,
-    change_config,
+    change_needs,
+    expect_generations,
+    expect_no_write,
+    expect_unused,
     pci,
     reset_queue,
     serve,
@@ -15,7 +16,6 @@ from virtq.check.registers import (
 )
 from virtq.check.session import Session
 from virtq.features import F
-from virtq.transports.qtest.capabilities import Cfg
 from virtq.transports.qtest.virtio_pci import PciRegisters
 
 _WORD = 0xFFFF_FFFF
@@ -116,39 +116,12 @@ def driver_feature_that_is_not_offered(ctx: Context) -> None:
 # The configuration's generation
 
 
-def _seen(registers: PciRegisters, device_id: int | None) -> int:
-    offset, size = CONFIG_CHANGES[device_id or 0]
-    return registers.load(registers.structure(Cfg.DEVICE), offset, size)
-
-
-def _change_shows(ctx: Context, session: Session, registers: PciRegisters) -> None:
-    """Change, read, compare, several times; between two changes the configuration is read."""
-    device_id = session.transport.device_id
-    for _ in range(3):
-        if device_id not in CONFIG_CHANGES:
-            raise NotObservable("there is no way to have this device change its configuration")
-        value, generation = _seen(registers, device_id), registers.get("config_generation")
-        change_config(session, device_id)
-        for _ in session.patience("the configuration to change"):
-            now = _seen(registers, device_id)
-            if now != value:
-                break
-        after = registers.get("config_generation")
-        expect(
-            after != generation,
-            f"another config_generation than {generation} once {now:#x} was read in place of"
-            f" {value:#x}",
-            after,
-        )
-
-
 @case("pci.common.dev.generation-change", bus="pci")
 def generation_while_live(ctx: Context) -> None:
     """config_generation changes by the time that a driver reads something new, on a live device."""
     with pci(ctx) as (session, registers):
-        needs = CHANGE_NEEDS.get(session.transport.device_id or 0, 0)
-        ctx.live(add=needs, session=session)
-        _change_shows(ctx, session, registers)
+        ctx.live(add=change_needs(session), session=session)
+        expect_generations(session, registers)
 
 
 @case("pci.common.dev.generation-change", bus="pci", rings=False)
@@ -156,9 +129,8 @@ def generation_before_driver_ok(ctx: Context) -> None:
     """It does so, too, before DRIVER_OK, while a driver reads the configuration to set itself
     up."""
     with pci(ctx) as (session, registers):
-        needs = CHANGE_NEEDS.get(session.transport.device_id or 0, 0)
-        session.negotiate(ctx.features(session, needs))
-        _change_shows(ctx, session, registers)
+        session.negotiate(ctx.features(session, change_needs(session)))
+        expect_generations(session, registers)
 
 
 # Reset
@@ -168,20 +140,6 @@ def _live(ctx: Context, session: Session, registers: PciRegisters, add: int = 0)
     live = ctx.live(add=add, session=session)
     serve(live, registers, 2)
     return live
-
-
-def _expect_untouched(live: Live, registers: PciRegisters, why: str) -> None:
-    """Make buffers available, notify, and see that nothing is used and no ring word changes."""
-    ring = live.ring
-    for job in live.jobs(3, first=2):
-        ring.add(job)
-    ring.half.publish()
-    memory = live.session.arena.memory
-    before = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-    registers.notify(live.work.queue, None)
-    for _ in live.session.moment():
-        now = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-        expect(now == before, f"rings untouched {why}", "a write to a ring")
 
 
 @case("pci.common.dev.reset-on-zero", bus="pci")
@@ -194,7 +152,7 @@ def status_zero(ctx: Context) -> None:
         for _ in session.patience("device_status to read 0 after a reset"):
             if registers.get("device_status") == 0:
                 break
-        _expect_untouched(live, registers, "after a reset")
+        expect_unused(live, registers, "after a reset")
         status = registers.get("device_status")
         expect(status == 0, "device_status 0", f"{status:#x}")
 
@@ -349,7 +307,7 @@ def queue_reset_resets(ctx: Context) -> None:
     with pci(ctx) as (session, registers):
         live = _live(ctx, session, registers, F.RING_RESET)
         reset_queue(live, registers)
-        _expect_untouched(live, registers, "after the reset of the queue")
+        expect_unused(live, registers, "after the reset of the queue")
         live = Live(session, session.ring(live.work.queue), live.work)
         serve(live, registers, 2)
         expect(live.ring.entries[0].slot == 0, "the first used entry in slot 0", live.ring.entries)
@@ -373,8 +331,4 @@ def queue_reset_is_on_its_way(ctx: Context) -> None:
         live = _live(ctx, session, registers, F.RING_RESET)
         submit(live, registers, live.jobs(8, first=2))
         reset_queue(live, registers)
-        ring, memory = live.ring, session.arena.memory
-        before = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-        for _ in session.moment():
-            now = memory.read(ring.areas.desc, ring.areas.end - ring.areas.desc)
-            expect(now == before, "rings untouched once queue_reset reads 0", "a write to a ring")
+        expect_no_write(live, "once queue_reset reads 0")

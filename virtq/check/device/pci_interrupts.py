@@ -5,16 +5,16 @@ from __future__ import annotations
 from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context
 from virtq.check.registers import (
-    CHANGE_NEEDS,
-    CONFIG_CHANGES,
     break_queue,
     change_config,
+    change_needs,
+    may_change,
     pci,
+    see_a_change,
     serve,
     submit,
 )
 from virtq.check.session import Session
-from virtq.transports.qtest.capabilities import Cfg
 from virtq.transports.qtest.msix import NO_VECTOR, Entry, Msix
 from virtq.transports.qtest.virtio_pci import PciRegisters
 
@@ -30,11 +30,6 @@ def _wait_intx(session: Session, registers: PciRegisters) -> None:
     for _ in session.patience("an INTx interrupt, which the PCI status register tells"):
         if registers.function.interrupt_status:
             return
-
-
-def _needed(session: Session) -> int:
-    """The feature that a change of this device's configuration takes."""
-    return CHANGE_NEEDS.get(session.transport.device_id or 0, 0)
 
 
 @case("pci.isr.dev.queue-bit", bus="pci")
@@ -56,9 +51,9 @@ def the_configuration_bit(ctx: Context) -> None:
     """Without MSI-X, the configuration bit of the ISR status is set by the time that a
     configuration change notification comes."""
     with pci(ctx, msix=False) as (session, registers):
-        ctx.live(add=_needed(session), session=session)
+        ctx.live(add=change_needs(session), session=session)
         registers.isr()
-        change_config(session, session.transport.device_id)
+        change_config(session)
         _wait_intx(session, registers)
         status = registers.isr()
         expect(status & _CONFIG, "the configuration bit (2) set with an interrupt", f"{status:#x}")
@@ -69,7 +64,7 @@ def the_interrupt_status(ctx: Context) -> None:
     """Without MSI-X, the interrupt bit of the PCI status register is set while any bit of the ISR
     status is, and not otherwise."""
     with pci(ctx, msix=False) as (session, registers):
-        live = ctx.live(add=_needed(session) & session.offered, session=session)
+        live = ctx.live(add=change_needs(session) & session.offered, session=session)
         registers.isr()
         for seed in range(2):
             expect(
@@ -81,8 +76,8 @@ def the_interrupt_status(ctx: Context) -> None:
             _wait_intx(session, registers)
             status = registers.isr()
             expect(status, "a bit of the ISR status for the interrupt", "none")
-        if session.transport.device_id in CONFIG_CHANGES:
-            change_config(session, session.transport.device_id)
+        if may_change(session):
+            change_config(session)
             _wait_intx(session, registers)
             registers.isr()
         expect(
@@ -317,16 +312,9 @@ def a_configuration_without_a_vector(ctx: Context) -> None:
     with pci(ctx) as (session, registers):
         msix = _msix(registers)
         registers.config_vector = NO_VECTOR
-        ctx.live(add=_needed(session), session=session)
+        ctx.live(add=change_needs(session), session=session)
         msix.take()
-        device_id = session.transport.device_id
-        offset, size = CONFIG_CHANGES.get(device_id or 0, (0, 1))
-        area = registers.structure(Cfg.DEVICE)
-        before = registers.load(area, offset, size)
-        change_config(session, device_id)
-        for _ in session.patience("the configuration to change"):
-            if registers.load(area, offset, size) != before:
-                break
+        see_a_change(session, registers)
         _expect_no_interrupt(session, registers, msix)
 
 
@@ -343,12 +331,12 @@ def one_vector_for_all(ctx: Context) -> None:
     with pci(ctx) as (session, registers):
         msix = _msix(registers)
         registers.queue_vectors = dict.fromkeys(range(registers.queue_count), 0)
-        live = ctx.live(add=_needed(session), session=session)
+        live = ctx.live(add=change_needs(session), session=session)
         for seed in range(2):
             msix.take()
             serve(live, registers, 1, seed)
             _wait_message(session, msix, "of a used buffer")
-            change_config(session, session.transport.device_id)
+            change_config(session)
             _wait_message(session, msix, "of a configuration change")
 
 

@@ -139,8 +139,7 @@ def the_largest_queue(ctx: Context) -> None:
     largest = live.session.transport.queue_size_max(live.work.queue)
     expect(largest <= 32768, "at most 32768 entries", largest)
     expect(largest & (largest - 1) == 0, "a power of two", largest)
-    slots = 1 if live.work.job(0).readable == b"" or not live.work.job(0).writable else 2
-    live.ring.serve(*live.jobs(live.ring.size // slots))
+    live.ring.serve(*live.jobs(live.ring.size // live.slots))
 
 
 @case("split.size.power-of-two", packed=False)

@@ -46,11 +46,6 @@ def _resume(session: Session) -> int:
     return status
 
 
-def _snapshot(live: Live) -> bytes:
-    areas = live.ring.areas
-    return live.session.arena.memory.read(areas.desc, areas.end - areas.desc)
-
-
 @case("suspend.dev.ignore-before-init", needs=_SUSPEND, rings=False)
 def before_the_device_is_live(ctx: Context) -> None:
     """SUSPEND is ignored before the device is initialized: the status does not show it."""
@@ -108,10 +103,10 @@ def nothing_while_suspended(ctx: Context) -> None:
     for job in live.jobs(3, 2):
         live.ring.add(job)
     live.ring.half.publish()
-    before = _snapshot(live)
+    before = live.ring_bytes()
     live.ring.signal()
     for _ in live.session.moment():
-        expect(_snapshot(live) == before, "rings untouched while suspended", "a write to one")
+        expect(live.ring_bytes() == before, "rings untouched while suspended", "a write to one")
     calls = live.ring.calls()
     expect(calls == 0, "no notification while suspended", f"{calls} of them")
     if not _resume(live.session) & Status.DEVICE_NEEDS_RESET:
@@ -138,13 +133,13 @@ def what_was_begun_is_finished(ctx: Context) -> None:
             live.ring.add(job)
         live.ring.kick(always=True)
         _suspend(live.session)
-        shown = _snapshot(live)
+        shown = live.ring_bytes()
         calls = live.ring.calls()
         used = len(live.ring.collect())
         if used:
             expect(calls, f"a notification for {used} buffers that were used", "none")
         for _ in live.session.moment():
-            expect(_snapshot(live) == shown, "all that was begun used by then", "more came")
+            expect(live.ring_bytes() == shown, "all that was begun used by then", "more came")
         late = live.ring.calls()
         expect(late == 0, "notifications before SUSPEND is shown", f"{late} after it")
         if _resume(live.session) & Status.DEVICE_NEEDS_RESET:

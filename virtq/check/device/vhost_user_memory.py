@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 from virtq.check.case import Hung, NotObservable, expect
 from virtq.check.context import Context, Live
@@ -18,6 +19,7 @@ from virtq.check.device.vhost_user_support import (
     watched_fd,
 )
 from virtq.check.front import GUEST_BASE, MEMORY_BYTES, USER_BASE, Closed, Front, Outcome
+from virtq.check.session import Sent
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.messages import LOG_ALL, P
 from virtq.transports.vhost_user.messages import Front as Code
@@ -46,6 +48,7 @@ _LOG_PAGE = GUEST_BASE + MEMORY_BYTES - _PAGE
 """Nothing is written there: where the log is told that the used ring is."""
 _LOG_BYTES = 1 << 18
 _WRITEBACK = 32
+"""Offset of the disk's field of that name."""
 _READ_ONLY = (blk.DEVICE_ID, console.DEVICE_ID, vsock.DEVICE_ID)
 """Device types whose configuration begins with a field that no driver may write."""
 
@@ -258,16 +261,7 @@ def the_dirty_log(ctx: Context) -> None:
         ring = session.ring(work.queue)
         live = Live(session, ring, work)
         sent = ring.serve(*live.jobs(3))
-        for buffer in sent:
-            page = buffer.writable[0].addr // _PAGE
-            expect(
-                _is_marked(live, fd, page),
-                f"page {page:#x} of a written buffer marked",
-                "it is not",
-            )
-        # A packed ring has no used ring; what then counts as one is told nowhere.
-        marked = ring.packed or _is_marked(live, fd, _LOG_PAGE // _PAGE)
-        expect(marked, "the used ring's page marked", "it is not")
+        _expect_marked(live, fd, sent)
     finally:
         os.close(fd)
 
@@ -292,17 +286,20 @@ def logging_begins(ctx: Context) -> None:
         desc, driver, device = (front.user(area) for area in ring.areas[:3])
         address = VringAddress(ring.index, VRING_LOG, desc, device, driver, _LOG_PAGE)
         front.tell(Code.SET_VRING_ADDR, address)
-        for buffer in ring.serve(*live.jobs(2, 2)):
-            page = buffer.writable[0].addr // _PAGE
-            expect(
-                _is_marked(live, fd, page),
-                f"page {page:#x} of a written buffer marked",
-                "it is not",
-            )
-        marked = ring.packed or _is_marked(live, fd, _LOG_PAGE // _PAGE)
-        expect(marked, "the used ring's page marked", "it is not")
+        _expect_marked(live, fd, ring.serve(*live.jobs(2, 2)))
     finally:
         os.close(fd)
+
+
+def _expect_marked(live: Live, fd: int, sent: Sequence[Sent]) -> None:
+    """The pages of buffers that were written, and of the used ring, are marked in the log."""
+    for buffer in sent:
+        page = buffer.writable[0].addr // _PAGE
+        what = f"page {page:#x} of a written buffer marked"
+        expect(_is_marked(live, fd, page), what, "it is not")
+    # A packed ring has no used ring; what then counts as one is told nowhere.
+    marked = live.ring.packed or _is_marked(live, fd, _LOG_PAGE // _PAGE)
+    expect(marked, "the used ring's page marked", "it is not")
 
 
 def _is_marked(live: Live, fd: int, page: int) -> bool:

@@ -6,6 +6,7 @@ import socket
 
 from virtq.check.case import NotObservable, expect
 from virtq.check.context import Context, Live
+from virtq.check.device.malformed import NOWHERE
 from virtq.check.device.vhost_user_support import (
     idle,
     live_on,
@@ -24,7 +25,6 @@ from virtq.transports.vhost_user.messages import Front as Code
 from virtq.transports.vhost_user.wire import U64, Iotlb, IotlbType, VringState
 from virtq.wire import blk, net
 
-_NOWHERE = 0x7FFF_FFFF_0000
 _SECTOR = 3
 
 
@@ -211,7 +211,7 @@ def errors(ctx: Context) -> None:
     ring = live.ring
     ring.serve(live.work.job(0))
     ring.add(live.work.job(1))
-    ring.change_head(lambda head: head._replace(addr=_NOWHERE))
+    ring.change_head(lambda head: head._replace(addr=NOWHERE))
     ring.kick(always=True)
     told = signalled(front.err_fds[ring.index], front.patience_s)
     expect(told, "the error descriptor signalled", f"nothing within {front.patience_s} s")

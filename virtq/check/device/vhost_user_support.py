@@ -12,7 +12,6 @@ from virtq.check.case import NotObservable, case, expect
 from virtq.check.context import Context, Live
 from virtq.check.front import Front, Outcome
 from virtq.check.session import Ring, Session
-from virtq.transports.vhost_user.messages import NO_FEATURE, P
 from virtq.transports.vhost_user.messages import Front as Code
 from virtq.transports.vhost_user.wire import U64, VringAddress, VringState
 
@@ -29,19 +28,13 @@ def serves(ctx: Context, front: Front) -> None:
         live.ring.serve(*live.jobs(2))
 
 
-def survives(
-    ctx: Context, *spoil: Callable[[Front], object], need: P = NO_FEATURE, take: P = NO_FEATURE
-) -> None:
+def survives(ctx: Context, *spoil: Callable[[Front], object]) -> None:
     """Do harm, each on a connection of its own, and see that the back-end serves another one."""
     for harm in spoil:
-        front = ctx.front(need | take & _offered(ctx) if take else need)
+        front = ctx.front()
         harm(front)
         front.close()
     serves(ctx, front)
-
-
-def _offered(ctx: Context) -> P:
-    return ctx.front().offered_protocol
 
 
 def refused(front: Front, outcome: Outcome, what: str) -> None:

@@ -180,10 +180,10 @@ def partial(frame: bytes, found: Parts) -> bytes:
 # Making frames
 
 
-def ethernet(payload: bytes, to: bytes, kind: bytes = EXPERIMENT, vlan: int | None = None) -> bytes:
+def ethernet(payload: bytes, to: bytes, vlan: int | None = None) -> bytes:
     """A frame of 60 bytes at least; with `vlan`, with a tag (IEEE 802.1Q)."""
     tag = b"" if vlan is None else VLAN + vlan.to_bytes(2)
-    return (to + NOBODY + tag + kind + payload).ljust(60, b"\0")
+    return (to + NOBODY + tag + EXPERIMENT + payload).ljust(60, b"\0")
 
 
 def _network(flow: Flow, length: int, congestion: bool = False) -> bytes:
@@ -196,21 +196,13 @@ def _network(flow: Flow, length: int, congestion: bool = False) -> bytes:
     return head + flow.source + flow.target
 
 
-def ip(
-    flow: Flow,
-    payload: bytes,
-    to: bytes,
-    *,
-    sequence: int = 1,
-    congestion: bool = False,
-    last: bool = True,
-) -> bytes:
+def ip(flow: Flow, payload: bytes, to: bytes, *, congestion: bool = False) -> bytes:
     """A TCP or UDP packet with all checksums right. `congestion`: TCP with CWR, as ECN has it."""
     if flow.protocol == TCP_PROTOCOL:
-        flags = _ACK | (_PSH if last else 0) | (_CWR if congestion else 0)
+        flags = _ACK | _PSH | (_CWR if congestion else 0)
         head = struct.pack(
             "!HHIIBBHHH",
-            *(flow.source_port, flow.target_port, sequence, 1, 5 << 4, flags, 1024, 0, 0),
+            *(flow.source_port, flow.target_port, 1, 1, 5 << 4, flags, 1024, 0, 0),
         )
     elif flow.protocol == UDP_PROTOCOL:
         head = struct.pack("!HHHH", flow.source_port, flow.target_port, 8 + len(payload), 0)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from virtq.check.case import Broken, Hung, NotObservable, expect
+from virtq.check.case import Hung, NotObservable, expect
 from virtq.check.context import Context
 from virtq.check.net.far_end import FarEnd
 from virtq.check.net.frames import Packet, ethernet, whole
@@ -106,6 +106,11 @@ class Nic:
         nic = Nic(ctx, features, pairs=pairs, wire=False, buffers=buffers, session=self.session)
         nic._far = self._far
         return nic
+
+    def reset_queue(self, index: int) -> None:
+        """Take a virtqueue from the device (2.6.1)."""
+        self.session.transport.reset_queue(index)
+        self.session.rings.pop(index).close()
 
     def begin_again(self, pair: int) -> None:
         """Enable a receive queue that was reset, with buffers as before."""
@@ -319,8 +324,3 @@ def with_needs(features: int) -> int:
         if more == features:
             return features
         features = more
-
-
-def expect_none(received: Sequence[Received], expected: str) -> None:
-    if received:
-        raise Broken(expected, f"{len(received)} were received")

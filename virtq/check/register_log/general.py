@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from virtq.check.case import Broken
-from virtq.check.register_log.initialization import attempts, sets, when
+from virtq.check.register_log.initialization import attempts, reached, sets, when
 from virtq.check.register_log.rules import expect, first, queue_lives, rule
 from virtq.check.register_log.trail import ADDRESSES, Step, Trail
 from virtq.features import F, closed, describe
@@ -29,9 +29,8 @@ LAYOUTS: Mapping[int, type] = {blk.DEVICE_ID: blk.BlkConfig, net.DEVICE_ID: net.
 
 def _accepted(trail: Trail) -> Iterator[Step]:
     """The writes of FEATURES_OK; `offered` and `accepted` are what was negotiated."""
-    for life in attempts(trail):
-        ok = when(life, Status.FEATURES_OK)
-        if ok is not None and life[ok].offered_words:
+    for life, ok in reached(trail, Status.FEATURES_OK):
+        if life[ok].offered_words:
             yield life[ok]
 
 

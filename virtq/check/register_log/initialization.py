@@ -29,6 +29,13 @@ def when(life: list[Step], bits: int) -> int | None:
     return first(life, lambda step: sets(step, bits))
 
 
+def reached(trail: Trail, bits: int) -> Iterator[tuple[list[Step], int]]:
+    """The attempts that came to a status with these bits, and the index of the first."""
+    for life in attempts(trail):
+        if (at := when(life, bits)) is not None:
+            yield life, at
+
+
 # Initialization
 
 
@@ -70,10 +77,7 @@ def status_is_awaited(trail: Trail) -> int:
 def acknowledges_first(trail: Trail) -> int:
     """ACKNOWLEDGE is set after the reset, and before DRIVER; one write that sets both will do."""
     seen = 0
-    for life in attempts(trail):
-        driver = when(life, Status.DRIVER)
-        if driver is None:
-            continue
+    for life, driver in reached(trail, Status.DRIVER):
         expect(
             any(sets(step, Status.ACKNOWLEDGE) for step in life[: driver + 1]),
             "ACKNOWLEDGE set before DRIVER is, or with it",
@@ -104,10 +108,7 @@ def knows_how_to_drive_it(trail: Trail) -> int:
 def reads_and_writes_features(trail: Trail) -> int:
     """Between DRIVER and FEATURES_OK, the features are read, and the subset is written."""
     seen = 0
-    for life in attempts(trail):
-        ok = when(life, Status.FEATURES_OK)
-        if ok is None:
-            continue
+    for life, ok in reached(trail, Status.FEATURES_OK):
         between = [step for step in life[:ok] if step.status & Status.DRIVER]
         expect(
             any(step.gets("device_feature") for step in between),
@@ -127,10 +128,7 @@ def reads_and_writes_features(trail: Trail) -> int:
 def says_that_features_are_ok(trail: Trail) -> int:
     """FEATURES_OK is set after the features are written, and before DRIVER_OK is."""
     seen = 0
-    for life in attempts(trail):
-        live = when(life, Status.DRIVER_OK)
-        if live is None:
-            continue
+    for life, live in reached(trail, Status.DRIVER_OK):
         expect(
             life[live].status & Status.FEATURES_OK,
             "FEATURES_OK set in a write of its own before DRIVER_OK",
@@ -143,10 +141,7 @@ def says_that_features_are_ok(trail: Trail) -> int:
 def _confirmations(trail: Trail) -> Iterator[tuple[list[Step], int, Step | None]]:
     """For each life with FEATURES_OK: where it was set, and the status read that followed before a
     virtqueue was set up or DRIVER_OK was set."""
-    for life in attempts(trail):
-        ok = when(life, Status.FEATURES_OK)
-        if ok is None:
-            continue
+    for life, ok in reached(trail, Status.FEATURES_OK):
         found = None
         for step in life[ok + 1 :]:
             if step.gets("device_status"):
@@ -249,10 +244,7 @@ def keeps_the_order(trail: Trail) -> int:
     """The steps of the initialization come in their order: reset, ACKNOWLEDGE, DRIVER, features,
     FEATURES_OK, a look at it, DRIVER_OK."""
     seen = 0
-    for life in attempts(trail):
-        live = when(life, Status.DRIVER_OK)
-        if live is None:
-            continue
+    for life, live in reached(trail, Status.DRIVER_OK):
         ok = when(life, Status.FEATURES_OK)
         points = [
             ("a reset", first(life, lambda step: step.puts("device_status") and not step.value)),
@@ -285,9 +277,7 @@ def _read_after(life: list[Step], at: int | None) -> int | None:
 def writes_no_configuration_early(trail: Trail) -> int:
     """The device's configuration is not written before FEATURES_OK."""
     seen = 0
-    for life in attempts(trail):
-        if when(life, Status.FEATURES_OK) is None:
-            continue
+    for life, _ in reached(trail, Status.FEATURES_OK):
         for step in life:
             early = step.puts("config") and not step.status & Status.FEATURES_OK
             expect(not early, "no write to the configuration before FEATURES_OK", step)
@@ -299,9 +289,7 @@ def writes_no_configuration_early(trail: Trail) -> int:
 def accepts_nothing_later(trail: Trail) -> int:
     """No features are written after FEATURES_OK."""
     seen = 0
-    for life in attempts(trail):
-        if when(life, Status.FEATURES_OK) is None:
-            continue
+    for life, _ in reached(trail, Status.FEATURES_OK):
         for step in life:
             late = step.puts("driver_feature") and step.status & Status.FEATURES_OK
             expect(not late, "no features written after FEATURES_OK", step)
@@ -343,11 +331,9 @@ def clears_no_bit(trail: Trail) -> int:
 def records_each_step(trail: Trail) -> int:
     """By DRIVER_OK, ACKNOWLEDGE, DRIVER and FEATURES_OK are set, too."""
     seen = 0
-    for life in attempts(trail):
-        live = when(life, Status.DRIVER_OK)
-        if live is not None:
-            expect(sets(life[live], _STEPS), f"{_STEPS | Status.DRIVER_OK:#x}", life[live])
-            seen += 1
+    for life, live in reached(trail, Status.DRIVER_OK):
+        expect(sets(life[live], _STEPS), f"{_STEPS | Status.DRIVER_OK:#x}", life[live])
+        seen += 1
     return seen
 
 
@@ -355,10 +341,7 @@ def records_each_step(trail: Trail) -> int:
 def resets_what_failed(trail: Trail) -> int:
     """After FAILED, the device is reset before it is initialized again."""
     seen = 0
-    for life in attempts(trail):
-        failed = when(life, Status.FAILED)
-        if failed is None:
-            continue
+    for life, failed in reached(trail, Status.FAILED):
         for step in life[failed + 1 :]:
             more = step.puts("device_status") and step.value & ~step.status
             expect(not more, "a reset after FAILED, before other bits are set", step)

@@ -7,9 +7,8 @@ from virtq.check.register_log.rules import expect, queue_lives, rule
 from virtq.check.register_log.trail import ADDRESSES, Step, Trail
 from virtq.features import F
 from virtq.status import Status
-from virtq.transports.qtest.virtio_mmio import REGISTERS
+from virtq.transports.qtest.virtio_mmio import MAGIC_VALUE, REGISTERS
 
-_MAGIC = 0x74726976
 _EVENTS = 3
 _READ_ONLY = {
     "MagicValue",
@@ -121,7 +120,7 @@ def device_id_next(trail: Trail) -> int:
     magic, version = _read(trail, "MagicValue"), _read(trail, "Version")
     if magic is None or version is None:
         return 0
-    valid = trail.steps[magic].value == _MAGIC and trail.steps[version].value == 2
+    valid = trail.steps[magic].value == MAGIC_VALUE and trail.steps[version].value == 2
     later = [
         step
         for step in trail.steps[max(magic, version) + 1 :]
@@ -141,7 +140,7 @@ def device_id_next(trail: Trail) -> int:
 def ignores_another_magic(trail: Trail) -> int:
     """What has another MagicValue is left alone."""
     at = _read(trail, "MagicValue")
-    if at is None or trail.steps[at].value == _MAGIC:
+    if at is None or trail.steps[at].value == MAGIC_VALUE:
         return 0
     _expect_ignored(trail, at)
     return 1

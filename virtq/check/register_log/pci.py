@@ -13,6 +13,10 @@ from virtq.transports.qtest.capabilities import BARS, MSIX, VENDOR_SPECIFIC, Cfg
 from virtq.transports.qtest.msix import NO_VECTOR
 from virtq.transports.qtest.virtio_pci import FIELDS
 
+_CAP_LEN, _CFG_TYPE, _BAR, _LENGTH, _MULTIPLIER = 2, 3, 4, 12, 16
+"""Offsets in bytes within a virtio capability (4.1.4, 4.1.4.4)."""
+_LARGE_BYTES = 1 << 16
+"""A structure of so many is longer than any driver expects."""
 _READ_ONLY = (
     "device_feature",
     "num_queues",
@@ -48,9 +52,9 @@ def capabilities_are_read_only(trail: Trail) -> int:
     through configuration space."""
     config = known_config(trail)
     ranges = [
-        (at, at + config.get(at + 2, 16))
+        (at, at + config.get(at + _CAP_LEN, 16))
         for at, kind in capabilities(config)
-        if kind == VENDOR_SPECIFIC and config.get(at + 3) != Cfg.PCI
+        if kind == VENDOR_SPECIFIC and config.get(at + _CFG_TYPE) != Cfg.PCI
     ]
     if not ranges:
         return 0
@@ -62,8 +66,8 @@ def capabilities_are_read_only(trail: Trail) -> int:
     return 1
 
 
-def _lengths(config: Mapping[int, int], at: int) -> int:
-    return int.from_bytes(bytes(config.get(at + 12 + i, 0) for i in range(4)), "little")
+def _length(config: Mapping[int, int], at: int) -> int:
+    return int.from_bytes(bytes(config.get(at + _LENGTH + i, 0) for i in range(4)), "little")
 
 
 def _is_driven_with(trail: Trail, strange: Callable[[Mapping[int, int], int], bool]) -> int:
@@ -85,13 +89,13 @@ def _is_driven_with(trail: Trail, strange: Callable[[Mapping[int, int], int], bo
 @rule("pci.cap.drv.ignore-reserved-cfg-type", bus="pci")
 def reserved_types(trail: Trail) -> int:
     """A capability with a reserved cfg_type does not keep a driver from driving the function."""
-    return _is_driven_with(trail, lambda config, at: config.get(at + 3, 1) not in set(Cfg))
+    return _is_driven_with(trail, lambda config, at: config.get(at + _CFG_TYPE, 1) not in set(Cfg))
 
 
 @rule("pci.cap.drv.ignore-reserved-bar", bus="pci")
 def reserved_bars(trail: Trail) -> int:
     """A capability with a reserved bar does not keep a driver from driving the function."""
-    return _is_driven_with(trail, lambda config, at: config.get(at + 4, 0) >= BARS)
+    return _is_driven_with(trail, lambda config, at: config.get(at + _BAR, 0) >= BARS)
 
 
 @rule("pci.cap.drv.larger-cap-len", bus="pci")
@@ -101,7 +105,8 @@ def long_capabilities(trail: Trail) -> int:
     return _is_driven_with(
         trail,
         lambda config, at: (
-            config.get(at + 3) in (Cfg.COMMON, Cfg.ISR, Cfg.DEVICE) and config.get(at + 2, 0) > 16
+            config.get(at + _CFG_TYPE) in (Cfg.COMMON, Cfg.ISR, Cfg.DEVICE)
+            and config.get(at + _CAP_LEN, 0) > 16
         ),
     )
 
@@ -110,7 +115,7 @@ def long_capabilities(trail: Trail) -> int:
 def long_structures(trail: Trail) -> int:
     """A structure with a length that is unexpectedly large, 64 KiB or more, does not keep a driver
     from driving the function."""
-    return _is_driven_with(trail, lambda config, at: _lengths(config, at) >= 1 << 16)
+    return _is_driven_with(trail, lambda config, at: _length(config, at) >= _LARGE_BYTES)
 
 
 @rule("cfg.drv.no-size-limit", bus="pci")
@@ -119,7 +124,9 @@ def long_configurations(trail: Trail) -> int:
     driving the function."""
     return _is_driven_with(
         trail,
-        lambda config, at: config.get(at + 3) == Cfg.DEVICE and _lengths(config, at) >= 1 << 16,
+        lambda config, at: (
+            config.get(at + _CFG_TYPE) == Cfg.DEVICE and _length(config, at) >= _LARGE_BYTES
+        ),
     )
 
 
@@ -386,8 +393,12 @@ class _Place:
 def _multiplier(trail: Trail) -> int | None:
     config = known_config(trail)
     for at, kind in capabilities(config):
-        word = [config.get(at + 16 + i) for i in range(4)]
-        if kind == VENDOR_SPECIFIC and config.get(at + 3) == Cfg.NOTIFY and None not in word:
+        word = [config.get(at + _MULTIPLIER + i) for i in range(4)]
+        if (
+            kind == VENDOR_SPECIFIC
+            and config.get(at + _CFG_TYPE) == Cfg.NOTIFY
+            and None not in word
+        ):
             return int.from_bytes(bytes(byte or 0 for byte in word), "little")
     return None
 

@@ -20,7 +20,7 @@ from virtq.transports.qtest.registers import (
 )
 
 BASE, BLOCK_BYTES, BLOCKS = 0xFEB0_0000, 0x200, 24
-_MAGIC_VALUE = int.from_bytes(b"virt", "little")
+MAGIC_VALUE = int.from_bytes(b"virt", "little")
 _VERSION_VALUE = 2
 _QUEUES_MAX = 1024
 
@@ -71,6 +71,7 @@ class MmioRegisters:
 
     QUEUE_RESET = ("QueueSel", "QueueReset")
     """The registers that select a virtqueue, and reset it."""
+    GENERATION = "ConfigGeneration"
 
     poll_s = None
     config_size = BLOCK_BYTES - _CONFIG
@@ -186,7 +187,7 @@ def find(client: Accesses) -> MmioRegisters:
         magic, version = (
             client.load(base + REGISTERS[name], 4) for name in ("MagicValue", "Version")
         )
-        if magic != _MAGIC_VALUE:
+        if magic != MAGIC_VALUE:
             continue
         if version != _VERSION_VALUE:
             legacy = version

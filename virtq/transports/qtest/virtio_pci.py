@@ -59,6 +59,7 @@ class PciRegisters:
 
     QUEUE_RESET = ("queue_select", "queue_reset")
     """The registers that select a virtqueue, and reset it."""
+    GENERATION = "config_generation"
 
     poll_s = (POLL_MIN_S, POLL_MAX_S)
 
@@ -225,6 +226,10 @@ class PciRegisters:
             lambda: self.get("config_generation"),
             lambda: [load_bytes(self._client, area.address + at, width) for at, width in accesses],
         )
+
+    def load_config(self, offset: int, size: int) -> int:
+        """One access to the configuration space. Raises ConfigError beyond the end."""
+        return self._client.load(self._config_area(offset, size).address + offset, size)
 
     def write_config(self, offset: int, data: bytes) -> None:
         area = self._config_area(offset, len(data))

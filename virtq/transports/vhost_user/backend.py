@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from virtq.errors import TransportError
 from virtq.transports.base import DeviceSide
 from virtq.transports.vhost_user import channel
-from virtq.transports.vhost_user.offer import ProtocolChange
-from virtq.transports.vhost_user.session import (
-    Session,
+from virtq.transports.vhost_user.offer import (
+    ProtocolChange,
     offered_features,
     offered_protocol_features,
 )
+from virtq.transports.vhost_user.session import Session
 
 log = logging.getLogger("virtq.vhost_user")
 

@@ -18,14 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from virtq._core import Memory, Position
-from virtq.errors import ConfigError, FeatureError, PeerGone, TransportError
+from virtq.errors import FeatureError, PeerGone, TransportError
 from virtq.features import F
+from virtq.status import Status
 from virtq.transports.base import QueueEnd
-from virtq.transports.vhost_user import channel, state
+from virtq.transports.vhost_user import channel, config, state
 from virtq.transports.vhost_user.exchange import Exchange, Refused
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.inband import FrontKicks, new_event
 from virtq.transports.vhost_user.inflight import KeptRegion
+from virtq.transports.vhost_user.link import Link
 from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
@@ -33,59 +35,27 @@ from virtq.transports.vhost_user.messages import (
     Front,
     P,
 )
-from virtq.transports.vhost_user.offer import ProtocolChange
-from virtq.transports.vhost_user.other_channel import OtherChannel
-from virtq.transports.vhost_user.protocol import FrontendProtocol
+from virtq.transports.vhost_user.negotiation import Negotiation
+from virtq.transports.vhost_user.offer import WANTED, ProtocolChange
 from virtq.transports.vhost_user.reconnect import connect_again, resume_position
-from virtq.transports.vhost_user.rings import (
-    MAX_QUEUE_SIZE,
-    MAX_QUEUES,
-    Ring,
-    pack_base,
-    unpack_base,
-)
+from virtq.transports.vhost_user.rings import MAX_QUEUE_SIZE, pack_base, unpack_base
 from virtq.transports.vhost_user.wire import (
-    IOTLB_READ,
-    IOTLB_WRITE,
-    MAX_CONFIG_BYTES,
-    MAX_REGIONS,
     U64,
-    Config,
     Inflight,
     Iotlb,
     IotlbType,
     Payload,
-    ProtocolError,
-    Region,
-    RegionTable,
     VringAddress,
     VringState,
 )
 
 log = logging.getLogger("virtq.vhost_user")
 
-WANTED = (
-    P.MQ
-    | P.REPLY_ACK
-    | P.BACKEND_REQ
-    | P.CONFIG
-    | P.RESET_DEVICE
-    | P.CONFIGURE_MEM_SLOTS
-    | P.STATUS
-    | P.DEVICE_STATE
-    | P.INFLIGHT_SHMFD
-    | P.GET_VRING_BASE_INFLIGHT
-)
-"""Protocol features that the front-end takes where they are offered."""
-
 TIMEOUT_S = 5.0
 MEMORY_BYTES = 64 << 20
 QUEUE_SIZE = 1024
 GUEST_BASE = 1 << 32
 """Beyond 32 bits, so that an address that was cut short shows at once."""
-
-
-_DRIVER_OK = 4
 
 
 @dataclass(slots=True)
@@ -145,14 +115,13 @@ class Frontend:
         self._callback: Callable[[], None] | None = None
         self._enabled: dict[int, _Enabled] = {}
         self._queue_sizes: dict[int, int] = {}
-        self._shared: set[Region]
         self._status = 0
         self._queue_count = 0
         self._events_lock = threading.Lock()
         self._config_size: int | None = None
-        self._other: OtherChannel | None = None
         self._kicks: FrontKicks | None = None
-        self._begin(channel.connect(where, timeout_s) if isinstance(where, str) else where)
+        sock = channel.connect(where, timeout_s) if isinstance(where, str) else where
+        self._link = Link(sock, self._name, timeout_s, self._told)
         try:
             self._memory = Memory.allocate(memory_size, GUEST_BASE)
             self._queue_count = self._open(queues)
@@ -160,37 +129,20 @@ class Frontend:
             self.close()
             raise
 
-    def _begin(self, sock: socket.socket) -> None:
-        """A connection on which nothing was said yet."""
-        self._protocol = FrontendProtocol()
-        self._negotiation = self._protocol.negotiation
-        self._negotiation.rings = [Ring(index) for index in range(MAX_QUEUES)]
-        self._exchange = Exchange(sock, self._protocol.main, self._name, self._timeout_s)
-        self._shared = set()
-
     def _open(self, queues: int | None) -> int:
         """Negotiate what comes before the device's own features; returns the number of queues."""
-        negotiation = self._negotiation
-        negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
-        if negotiation.offered & PROTOCOL_FEATURES:
-            negotiation.offered_protocol = P(self._exchange.ask(Front.GET_PROTOCOL_FEATURES))
-            chosen = negotiation.offered_protocol & self._wanted
-            self._exchange.tell(Front.SET_PROTOCOL_FEATURES, U64(chosen))
-        if queues is None:
-            reported = self._exchange.ask(Front.GET_QUEUE_NUM) if negotiation.has(P.MQ) else 1
-            queues = min(reported, MAX_QUEUES)
-        if negotiation.has(P.BACKEND_REQ):
-            self._open_other()
-        if negotiation.has(P.INBAND_NOTIFICATIONS) and self._kicks is None:
+        queues = self._link.open(self._wanted, queues)
+        if self._negotiation.has(P.INBAND_NOTIFICATIONS) and self._kicks is None:
             self._kicks = FrontKicks(self._kick_inband, self._name)
-        self._exchange.tell(Front.SET_OWNER)
         return queues
 
-    def _open_other(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self._other = OtherChannel(ours, self._protocol.other, self._name, self._told)
-            self._exchange.tell(Front.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+    @property
+    def _exchange(self) -> Exchange:
+        return self._link.exchange
+
+    @property
+    def _negotiation(self) -> Negotiation:
+        return self._link.negotiation
 
     # ------------------------------------------------------------ what is on the other end
 
@@ -245,8 +197,12 @@ class Frontend:
     # ------------------------------------------------------------ features and status
 
     def read_features(self) -> int:
+        """Without ACCESS_PLATFORM where the back-end could not ask for a translation."""
         self._negotiation.offered = self._exchange.ask(Front.GET_FEATURES)
-        return self._negotiation.offered & ~TRANSPORT_FEATURES
+        hidden = TRANSPORT_FEATURES
+        if not self._negotiation.has(P.BACKEND_REQ | P.REPLY_ACK):
+            hidden |= F.ACCESS_PLATFORM
+        return self._negotiation.offered & ~hidden
 
     def write_features(self, features: int) -> None:
         """Raises FeatureError for features that are not offered, or that the back-end refuses."""
@@ -270,7 +226,7 @@ class Frontend:
         if not status:
             for index in list(self._enabled):
                 self.reset_queue(index)
-        elif status & ~self._status & _DRIVER_OK:
+        elif status & ~self._status & Status.DRIVER_OK:
             for index in list(self._enabled):
                 self._enable(index, True)
         if self._negotiation.has(P.STATUS):
@@ -290,54 +246,16 @@ class Frontend:
         """How much of the configuration space the back-end shows (at most 256 bytes); found out by
         asking, the first time. 0 without CONFIG."""
         if self._config_size is None:
-            self._config_size = self._find_config_size()
+            self._config_size = config.find_size(self._link)
         return self._config_size
-
-    def _find_config_size(self) -> int:
-        if not self._negotiation.has(P.CONFIG):
-            return 0
-        known, unknown = 0, MAX_CONFIG_BYTES + 1
-        probe = MAX_CONFIG_BYTES
-        while known + 1 < unknown:
-            if self._get_config(probe) is not None:
-                known = probe
-            else:
-                unknown = probe
-            probe = (known + unknown) // 2
-        return known
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Raises ConfigError beyond what the back-end shows, and without CONFIG."""
-        if not length:
-            return b""
-        # libvhost-user ignores the offset, so it is always asked for the beginning.
-        end = offset + length
-        data = self._get_config(end) if 0 <= offset < end <= MAX_CONFIG_BYTES else None
-        if data is None:
-            raise ConfigError(f"{self._name}: no configuration bytes {offset} to {end}")
-        return data[offset:]
+        return config.read(self._link, offset, length, self._name)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Raises ConfigError if the back-end refuses, and without CONFIG."""
-        end = offset + len(data)
-        if not self._negotiation.has(P.CONFIG) or end > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{self._name}: no configuration bytes {offset} to {end}")
-        try:
-            self._exchange.tell(Front.SET_CONFIG, Config(offset, len(data), 0, bytes(data)))
-        except Refused as refused:
-            raise ConfigError(f"{self._name}: bytes {offset} to {end}: {refused}") from None
-        self._exchange.settle()
-
-    def _get_config(self, size: int) -> bytes | None:
-        if not self._negotiation.has(P.CONFIG):
-            return None
-        reply = self._exchange.transact(Front.GET_CONFIG, Config(0, size, 0, bytes(size)))
-        if reply is None or not isinstance(reply.payload, Config):
-            return None
-        if reply.payload.size != size:
-            error = ProtocolError("reply to GET_CONFIG", "size", reply.payload.size, f"not {size}")
-            raise self._exchange.fail(error)
-        return reply.payload.data
+        config.write(self._link, offset, data, self._name)
 
     def on_config_change(self, callback: Callable[[], None] | None) -> None:
         """`callback` is called in the thread of the other channel."""
@@ -390,14 +308,14 @@ class Frontend:
         """Tell the back-end all about a ring, and that it may begin."""
         queue = enabled.queue
         index = queue.index
-        self._share_memory()
+        self._link.share(self._memory)
         self._exchange.tell(Front.SET_VRING_NUM, VringState(index, queue.size))
         base = pack_base(start, bool(queue.features & F.RING_PACKED))
         self._exchange.tell(Front.SET_VRING_BASE, VringState(index, base))
-        desc, driver, used = map(self._ring_address, enabled.areas)
+        desc, driver, used = (self._link.ring_address(self._memory, area) for area in enabled.areas)
         self._exchange.tell(Front.SET_VRING_ADDR, VringAddress(index, 0, desc, used, driver, 0))
         self._connect_events(enabled)
-        if not self._status or self._status & _DRIVER_OK:
+        if not self._status or self._status & Status.DRIVER_OK:
             # Else when the driver is done: from here on the back-end serves the ring (2.1.2).
             self._enable(index, True)
 
@@ -434,14 +352,6 @@ class Frontend:
     def _hand_on(self) -> None:
         if self._kept is not None:
             self._exchange.tell(Front.SET_INFLIGHT_FD, self._kept.description, [self._kept.fd])
-
-    def _ring_address(self, guest_addr: int) -> int:
-        if (self._negotiation.features or 0) & F.ACCESS_PLATFORM:
-            return guest_addr
-        for region in self._memory.regions:
-            if region.guest_addr <= guest_addr < region.guest_addr + region.size:
-                return region.user_addr + guest_addr - region.guest_addr
-        raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
 
     def _kick_inband(self, index: int) -> None:
         with self._exchange.lock:
@@ -482,40 +392,6 @@ class Frontend:
         enabled = self._enabled.get(index)
         return enabled is not None and channel.drain(enabled.err)
 
-    # ------------------------------------------------------------ memory
-
-    def _share_memory(self) -> None:
-        regions = [Region(*region) for region in self._memory.regions]
-        new = [region for region in regions if region not in self._shared]
-        if not new:
-            return
-        if self._negotiation.has(P.CONFIGURE_MEM_SLOTS):
-            for region in new:
-                fd = self._memory.fd_of(region.guest_addr)
-                self._exchange.tell(Front.ADD_MEM_REG, region, [fd])
-        else:
-            if len(regions) > MAX_REGIONS:
-                raise TransportError(
-                    f"{self._name}: {len(regions)} regions, it takes {MAX_REGIONS}"
-                )
-            fds = [self._memory.fd_of(region.guest_addr) for region in regions]
-            self._exchange.tell(Front.SET_MEM_TABLE, RegionTable(tuple(regions)), fds)
-        self._shared.update(new)
-
-    def _translate(self, question: Iotlb) -> bool:
-        """Tell the back-end what it did not find; False if there is nothing to tell."""
-        for region in self._memory.regions:
-            if region.guest_addr <= question.iova < region.guest_addr + region.size:
-                answer = Iotlb(
-                    region.guest_addr,
-                    region.size,
-                    region.user_addr,
-                    IOTLB_READ | IOTLB_WRITE,
-                    IotlbType.UPDATE,
-                )
-                return self._exchange.transact(Front.IOTLB_MSG, answer, ack=True) is not None
-        return False
-
     # ------------------------------------------------------------ the end
 
     @property
@@ -546,8 +422,9 @@ class Frontend:
         """Have another back-end go on where the last one was; if that dies as well, the next."""
         while True:
             starts = self._resume_positions()
-            self._end_connection()
-            self._begin(connect_again(self._name, deadline, self._timeout_s))
+            self._link.close()
+            sock = connect_again(self._name, deadline, self._timeout_s)
+            self._link = Link(sock, self._name, self._timeout_s, self._told)
             try:
                 self._open(self._queue_count)
                 self._resume(starts)
@@ -583,11 +460,11 @@ class Frontend:
         # A status of 0 would be a reset.
         has_status = self._negotiation.has(P.STATUS) and self._status != 0
         if has_status:
-            self._exchange.tell(Front.SET_STATUS, U64(self._status & ~_DRIVER_OK))
+            self._exchange.tell(Front.SET_STATUS, U64(self._status & ~int(Status.DRIVER_OK)))
         self._hand_on()
         for index, start in starts.items():
             self._set_up(self._enabled[index], start)
-        if has_status and self._status & _DRIVER_OK:
+        if has_status and self._status & Status.DRIVER_OK:
             self._exchange.tell(Front.SET_STATUS, U64(self._status))
         self._exchange.settle()
         for index in starts:
@@ -597,12 +474,6 @@ class Frontend:
                 if fd is not None:
                     channel.signal(fd)
 
-    def _end_connection(self) -> None:
-        if self._other is not None:
-            self._other.close()
-            self._other = None
-        self._exchange.close()
-
     def _drop_kept(self) -> None:
         if self._kept is not None:
             self._kept.close()
@@ -611,7 +482,7 @@ class Frontend:
     def close(self) -> None:
         """Let go of the back-end. Harmless when done twice."""
         self._closed = True
-        self._end_connection()
+        self._link.close()
         if self._kicks is not None:
             self._kicks.close()
             self._kicks = None
@@ -630,7 +501,7 @@ class Frontend:
             return True
         if code is Back.IOTLB_MSG and isinstance(payload, Iotlb):
             if payload.type == IotlbType.MISS:
-                return self._translate(payload)
+                return self._link.translate(self._memory, payload)
             log.warning("%s: access to %#x failed", self._name, payload.iova)
             return payload.type == IotlbType.ACCESS_FAIL
         if code in (Back.VRING_CALL, Back.VRING_ERR) and isinstance(payload, VringState):
