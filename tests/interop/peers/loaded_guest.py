@@ -18,13 +18,16 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from qemu.qmp import QMPError
+
 from .availability import guest_parts
-from .guest import GuestConfig, LinuxGuest, SavedGuest, vhost_user, vhost_user_net
+from .guest import GuestConfig, GuestError, LinuxGuest, SavedGuest, vhost_user, vhost_user_net
 
 LIFE_S: Final = 280.0
 """The guest's whole life, should nobody end it."""
@@ -145,9 +148,24 @@ def main() -> None:
     load = LOADS[arguments.device]
     with contextlib.suppress(KeyboardInterrupt):
         asleep = saved(load.config())
-        config = replace(load.config(), args=load.card_at(arguments.socket))
-        with LinuxGuest(config, heir_of=asleep) as guest:
+        *wire, _, card = load.card_at(arguments.socket)
+        with LinuxGuest(replace(load.config(), args=wire), heir_of=asleep) as guest:
+            plug(guest, card)
             guest.result()
+
+
+def plug(guest: LinuxGuest, card: str) -> None:
+    """The device, once the guest goes on: most of these would not let it be loaded beside them.
+    Raises GuestError if QEMU does not take it."""
+    words = {"command-line": f"device_add {card}"}
+    try:
+        while guest.qmp.execute("query-status")["status"] != "running":
+            time.sleep(0.005)
+        said = guest.qmp.execute("human-monitor-command", words)
+    except (QMPError, EOFError, TimeoutError) as error:
+        said = f"{error!r}, {error.__cause__!r}"
+    if said:
+        raise GuestError(f"{said.strip()} ({guest.qemu_log.strip()})".replace("\n", " "))
 
 
 if __name__ == "__main__":
