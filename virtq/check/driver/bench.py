@@ -33,7 +33,8 @@ WAIT_S = 30.0
 BASELINE_BUFFERS = 600
 """Buffers of a plain run; a driver that makes so many available keeps on doing so."""
 _MISSES = 3
-"""After so many drivers that did not come, one after the other, no more is waited for."""
+"""After so many drivers that did not come, one after the other, no more is waited for; after so
+many that came and did not begin to work, only as long as for anything else."""
 
 log = logging.getLogger("virtq.check")
 Key = tuple[RingKind | None, int]
@@ -83,7 +84,7 @@ class Bench:
         self._key: Key | None = None
         """Of the peer that is at work; None: it is a case's own."""
         self._baselines: dict[Key, Baseline] = {}
-        self._misses = 0
+        self._misses = self._idle = 0
         self.came = False
         """Whether there was a driver at all."""
         self.flows = False
@@ -141,10 +142,24 @@ class Bench:
         return self._peer
 
     def _bring_up(self, peer: Peer, key: Key) -> None:
-        work = peer.role.work
         peer.service = serve_plainly(peer)
-        peer.until(lambda: peer.is_live(work), self.wait_s, f"queue {work} to be live")
+        self.await_live(peer)
         self._key = key
+
+    @property
+    def ready_s(self) -> float:
+        """How long a driver that has come may take until it is at work."""
+        return self.wait_s if self._idle < _MISSES else min(self.wait_s, self.patience_s)
+
+    def await_live(self, peer: Peer) -> None:
+        """Wait until the driver's work queue may be served. Raises Hung, PeerGone."""
+        work = peer.role.work
+        try:
+            peer.until(lambda: peer.is_live(work), self.ready_s, f"queue {work} to be live")
+        except Hung:
+            self._idle += 1
+            raise
+        self._idle = 0
 
     def baseline(self, kind: RingKind | None, offer: Offer) -> Baseline:
         """The plain run in this kind of ring; made once."""

@@ -246,10 +246,9 @@ class DriverContext:
 
     def going(self, peer: Peer) -> Live:
         """A fresh driver's work queue, once it is live. Raises Hung."""
-        work = peer.role.work
-        peer.until(lambda: peer.is_live(work), self._bench.wait_s, f"queue {work} to be live")
+        self._bench.await_live(peer)
         self._check_kind(peer.features)
-        ring = peer.rings[work]
+        ring = peer.rings[peer.role.work]
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)

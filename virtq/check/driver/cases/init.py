@@ -26,6 +26,10 @@ class _NotTold(NotObservable):
     """There is no status to look at."""
 
 
+class _MadeUp(NotObservable):
+    """The status is the front-end's own."""
+
+
 def status_of(event: Event) -> int | None:
     """What a message makes of the device status; None if it is about something else."""
     if event.what == "RESET_DEVICE":
@@ -46,7 +50,7 @@ def steps_of(record: Record) -> Steps:
     if not written:
         raise _NotTold("the front-end tells no status")
     if written[0] == Status.FEATURES_OK:
-        raise NotObservable("the front-end makes up the status instead of passing it on")
+        raise _MadeUp("the front-end makes up the status instead of passing it on")
     live = next((n for n, (_, s) in enumerate(steps) if s & Status.DRIVER_OK), len(steps))
     return steps[: live + 1]
 
@@ -56,6 +60,17 @@ def check_passed_on(record: Record) -> None:
     passes on of an offer."""
     with contextlib.suppress(_NotTold):
         steps_of(record)
+
+
+def is_made_up(record: Record) -> bool:
+    """Whether there is such a front-end, as far as it shows."""
+    try:
+        steps_of(record)
+    except _MadeUp:
+        return True
+    except _NotTold:
+        return False
+    return False
 
 
 def place_of(steps: Steps, bit: int) -> int | None:
