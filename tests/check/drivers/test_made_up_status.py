@@ -15,7 +15,6 @@ from virtq.check.driver.peer import Peer
 from virtq.check.run import Result, chosen
 from virtq.wire.net import NetFeature
 
-
 PATIENCE_S = 1.0
 
 

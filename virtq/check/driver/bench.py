@@ -194,12 +194,13 @@ class Bench:
         found.record = frozen(peer)
         return found
 
-    def drop(self) -> bool:
-        """End the driver that is there. Whether a started one did so when it was asked."""
+    def drop(self, *, serve: bool = True) -> bool:
+        """End the driver that is there, and serve it plainly until it has ended, or not at all.
+        Whether a started one ended when it was asked."""
         with uninterrupted():
-            return self._drop()
+            return self._drop(serve)
 
-    def _drop(self) -> bool:
+    def _drop(self, serve: bool) -> bool:
         peer, self._peer, self._key = self._peer, None, None
         running, self._running = self._running, None
         willing = True
@@ -209,7 +210,7 @@ class Bench:
             def meanwhile() -> None:
                 try:
                     if peer is not None and not peer.gone:
-                        peer.service = serve_plainly(peer)
+                        peer.service = serve_plainly(peer) if serve else None
                         peer.turn()
                         return
                 except (Broken, VirtqError):

@@ -284,7 +284,12 @@ class DriverContext:
         said = live.ring.broken or "; ".join(faults)
         if said and strictly:
             raise Broken("the driver to ignore it or to refuse it", said)
-        willing = self._bench.drop()
+        self.ends_when_asked()
+
+    def ends_when_asked(self, *, serve: bool = True) -> None:
+        """End the driver. Raises Hung if it does not do that any more when it is asked to; `serve`:
+        whether it is served meanwhile."""
+        willing = self._bench.drop(serve=serve)
         if not willing and self._bench.ends_willingly:
             raise Hung("the driver does not end any more when it is asked to")
 

@@ -19,6 +19,7 @@ from virtq.transports.vhost_user.messages import P
 from virtq.transports.vhost_user.wire import U64
 
 STEPS = (Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK)
+_MOMENTS = 15
 Steps = list[tuple[int, int]]
 
 
@@ -285,6 +286,26 @@ def fails_openly_without_version_1(driver: DriverContext) -> None:
     told = [status for _, status in steps_of(peer.record)]
     ended = any(status & (Status.FAILED | Status.DRIVER_OK) for status in told)
     expect(ended, "FAILED to be set, or the device to be used", [str(Status(s)) for s in told])
+
+
+@case("status.drv.no-reliance-when-needs-reset", party="driver", rings=False, alone=True)
+def does_not_count_on_a_device_that_needs_a_reset(driver: DriverContext) -> None:
+    """SHOULD NOT: the device uses nothing any more, shows DEVICE_NEEDS_RESET and tells of it. The
+    driver may reset it, give up or go on asking, but it does not wait for what is outstanding: told
+    to end, it ends all the same."""
+    driver.plain()  # whether it ends otherwise has to be known
+    live = driver.going(driver.fresh())
+    peer = live.peer
+    steps_of(peer.record)
+    live.settle()
+    told = len(_told(peer))
+    peer.offer = peer.offer.with_(status=int(Status.DEVICE_NEEDS_RESET))
+    if not peer.tell_config_change():
+        raise NotObservable("the front-end takes no configuration change notifications")
+    for _ in peer.turns_or_gone(_MOMENTS * driver.moment_s):
+        if len(_told(peer)) > told:
+            return
+    driver.ends_when_asked(serve=False)
 
 
 @case("resv.drv.version-1-accept", party="driver")
