@@ -47,22 +47,29 @@ done
 
 DISK: Final = """
 until [ -b /dev/vda ]; do usleep 1000; done
-while :; do dd if=/dev/zero of=/dev/vda bs=16k count=64 oflag=direct conv=fsync; done 2>/dev/null &
-while :; do dd if=/dev/vda of=/dev/null bs=4k count=256 iflag=direct; done 2>/dev/null &
-while :; do dd if=/dev/vda of=/dev/null bs=64k count=64 skip=64 iflag=direct; done 2>/dev/null &
+while :; do dd if=/dev/vda of=/dev/null bs=512 iflag=direct; done 2>/dev/null &
+while :; do dd if=/dev/vda of=/dev/null bs=4k iflag=direct; done 2>/dev/null &
+while :; do dd if=/dev/vda of=/dev/null bs=1k skip=999 iflag=direct; done 2>/dev/null &
+while :; do dd if=/dev/zero of=/dev/vda bs=2k count=4000 oflag=direct; done 2>/dev/null &
 while :
 do
+    dd if=/dev/vda of=/dev/null bs=64k count=4 skip=64 iflag=direct
+    dd if=/dev/zero of=/dev/vda bs=16k count=4 conv=fsync
     cat /sys/block/vda/serial >/dev/null
-    dd if=/dev/vda of=/dev/null bs=512 count=64 iflag=direct 2>/dev/null
-done
+    usleep 20000
+done 2>/dev/null
 """
 NETWORK: Final = """
 until [ -e /sys/class/net/eth0 ]; do usleep 1000; done
 ip link set eth0 up
 ip addr add 192.0.2.1/24 dev eth0
 arp -s 192.0.2.2 02:00:00:00:00:02
-while :; do dd if=/dev/zero bs=1000 count=10000 | nc -u -w 1 192.0.2.2 9; done 2>/dev/null &
-while :; do dd if=/dev/zero bs=60 count=100000 | nc -u -w 1 192.0.2.2 9; done 2>/dev/null
+# A datagram for each line: what busybox has to send many.
+syslogd -n -R 192.0.2.2:9 &
+until [ -S /dev/log ]; do usleep 1000; done
+yes a line of text | logger &
+yes "$(seq -s ' ' 60)" | logger &
+wait
 """
 ENTROPY: Final = """
 until [ -c /dev/hwrng ]; do usleep 1000; done
@@ -71,7 +78,9 @@ for reader in 1 2 3 4 5 6 7 8; do while :; do cat /dev/hwrng; done >/dev/null 2>
 wait
 """
 CONSOLE: Final = """
+# With MULTIPORT it is there when the device says that port 0 is a console.
 until [ -c /dev/hvc0 ]; do usleep 1000; done
+cat /dev/hvc0 >/dev/null &
 while :; do echo a line of text; done >/dev/hvc0
 """
 
@@ -103,7 +112,8 @@ class Load:
         if self.card == "vhost-user-blk-pci":
             more = {"num-queues": 1}
         elif self.card == "vhost-user-test-device-pci":
-            more = {"virtio-id": 3, "num_vqs": 2, "vq_size": 256, "config_size": 12}
+            queues = 4 if "MULTIPORT" in os.environ.get("VIRTQ_FEATURES", "") else 2
+            more = {"virtio-id": 3, "num_vqs": queues, "vq_size": 256, "config_size": 12}
         return vhost_user(self.card, socket_path, properties=PROPERTIES | more)
 
 
