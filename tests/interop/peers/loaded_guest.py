@@ -80,8 +80,9 @@ wait
 CONSOLE: Final = """
 # With MULTIPORT it is there when the device says that port 0 is a console.
 until [ -c /dev/hvc0 ]; do usleep 1000; done
+stty raw -echo </dev/hvc0
 cat /dev/hvc0 >/dev/null &
-while :; do echo a line of text; done >/dev/hvc0
+yes a line of text >/dev/hvc0
 """
 
 
@@ -113,7 +114,7 @@ class Load:
             more = {"num-queues": 1}
         elif self.card == "vhost-user-test-device-pci":
             queues = 4 if "MULTIPORT" in os.environ.get("VIRTQ_FEATURES", "") else 2
-            more = {"virtio-id": 3, "num_vqs": queues, "vq_size": 256, "config_size": 12}
+            more = {"virtio-id": 3, "num_vqs": queues, "vq_size": 64, "config_size": 12}
         return vhost_user(self.card, socket_path, properties=PROPERTIES | more)
 
 

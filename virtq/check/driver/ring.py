@@ -392,6 +392,8 @@ class JudgedRing:
         Raises Broken if one changed meanwhile."""
         for chain in chains:
             assert chain.taken is not None
+            if chain.taken.written is not None:
+                continue  # whoever had it done was ended before it was published
             written = chain.written
             if written is None:
                 written = self._answer(self.index, chain)
