@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,9 +35,9 @@ SLOT: Final = "10"
 PROPERTIES: Final = {"packed": True, "in_order": True, "addr": SLOT}
 
 SEARCH: Final = f"""
-echo looking
 until [ -e /sys/bus/pci/devices/0000:00:{SLOT}.0 ]
 do
+    echo looking
     usleep 20000
     echo 1 >/sys/bus/pci/rescan
 done
@@ -168,13 +167,13 @@ def main() -> None:
 def plug(guest: LinuxGuest, card: str) -> None:
     """The device, once the guest goes on: most of these would not let it be loaded beside them.
     Raises GuestError if QEMU does not take it."""
+    # Before that QEMU tells of it, which its monitor must not do while one connects.
+    guest.wait_for("looking")
     words = {"command-line": f"device_add {card}"}
     try:
-        while guest.qmp.execute("query-status")["status"] != "running":
-            time.sleep(0.005)
         said = guest.qmp.execute("human-monitor-command", words)
     except (QMPError, EOFError, TimeoutError) as error:
-        said = f"{error!r}, {error.__cause__!r}"
+        said = f"{error!r}"
     if said:
         raise GuestError(f"{said.strip()} ({guest.qemu_log.strip()})".replace("\n", " "))
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SETTLE_TURNS = 200
 _HOLD_MOMENTS = 5
+_STRIDE_BUFFERS = 16
+"""After so many, what a driver has at once is what it has in the long run."""
 _HOSTILE_MOMENTS = 15
 _LONG_S = 60.0
 """What a long case may take."""
@@ -257,8 +259,10 @@ class DriverContext:
     def hostile(self) -> Live:
         """A driver at work with some buffers available, which the device is about to do what no
         device should; see `outlives`."""
-        self.plain()  # what it is like otherwise has to be known
+        flows = self.plain().flows  # what it is like otherwise has to be known
         live = self.going(self.fresh())
+        if flows:
+            live.serve(_STRIDE_BUFFERS)
         live.settle()
         return live
 

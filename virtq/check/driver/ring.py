@@ -434,9 +434,16 @@ class JudgedRing:
             half.overwritten.add(half.next_used.slot)
             half.left[half.next_used.slot] = descriptor
             return
-        half.ring.set_used(half.used_idx % self.size, id, length)
+        self.forge(half.used_idx, id, length, covers)
         half.used_idx = (half.used_idx + covers) % 65536
         half.ring.used_idx = half.used_idx
+
+    def forge(self, at: int, id: int, length: int, covers: int = 1) -> None:
+        """Write a used entry where this used index is (split), which does not count it yet."""
+        slot = at % self.size
+        self.split_ring.set_used(slot, id, length)
+        entry = {"slot": slot, "id": id, "length": length, "covers": covers}
+        self.half.entries.append(entry)
 
     # Notifications
 
