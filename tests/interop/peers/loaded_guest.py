@@ -55,6 +55,7 @@ do
     dd if=/dev/vda of=/dev/null bs=64k count=4 skip=64 iflag=direct
     dd if=/dev/zero of=/dev/vda bs=16k count=4 conv=fsync
     cat /sys/block/vda/serial >/dev/null
+    blkdiscard -l 1048576 /dev/vda
     usleep 20000
 done 2>/dev/null
 """
