@@ -48,6 +48,8 @@ class Baseline:
     flows: bool = False
     per_s: float = 0.0
     """Buffers in a second."""
+    longest_s: float = 0.0
+    """The longest that the driver let itself be waited for between two buffers."""
     trouble: Exception | None = None
 
 
@@ -180,7 +182,10 @@ class Bench:
                 peer.turn()
                 ring = peer.rings.get(work)
                 if ring is not None and ring.count != count:
-                    last, count = time.monotonic(), ring.count
+                    now = time.monotonic()
+                    if ring.count > 1:
+                        found.longest_s = max(found.longest_s, now - last)
+                    last, count = now, ring.count
                 if time.monotonic() - last > self.patience_s:
                     break
             found.per_s = count / max(time.monotonic() - began, 1e-6)

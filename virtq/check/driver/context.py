@@ -24,6 +24,11 @@ _HOLD_MOMENTS = 5
 _STRIDE_BUFFERS = 16
 """After so many, what a driver has at once is what it has in the long run."""
 _HOSTILE_MOMENTS = 15
+_GAPS = 10
+_MOST_PATIENT = 5
+"""A driver is waited for `_GAPS` times as long as it took between two buffers at most when it was
+served plainly, if that is more than the patience, and `_MOST_PATIENT` times the patience at most: a
+guest on a busy machine is slow, not hung."""
 _LONG_S = 60.0
 """What a long case may take."""
 
@@ -240,7 +245,11 @@ class DriverContext:
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
-        return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
+        return Live(peer, ring, peer.role, self._patience_s(), self.moment_s)
+
+    def _patience_s(self) -> float:
+        wanted_s = _GAPS * self.plain().longest_s
+        return max(self.patience_s, min(wanted_s, _MOST_PATIENT * self.patience_s))
 
     def fresh(self, offer: Offer | None = None, role: Role | None = None) -> Peer:
         """A driver that has just connected, and sees this offer; nothing is served."""
