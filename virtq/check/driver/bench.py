@@ -48,8 +48,6 @@ class Baseline:
     flows: bool = False
     per_s: float = 0.0
     """Buffers in a second."""
-    longest_s: float = 0.0
-    """The longest that the driver let itself be waited for between two buffers."""
     trouble: Exception | None = None
 
 
@@ -91,6 +89,8 @@ class Bench:
         """Whether there was a driver at all."""
         self.flows = False
         """Whether the driver, served plainly, makes buffers available without an end."""
+        self.longest_s = 0.0
+        """The longest that it let itself be waited for between two buffers then."""
         self.ends_willingly: bool | None = None
         """Whether a started driver ends when it is asked to; None: not tried yet."""
         self.ending: Ending | None = None
@@ -184,7 +184,7 @@ class Bench:
                 if ring is not None and ring.count != count:
                     now = time.monotonic()
                     if ring.count > 1:
-                        found.longest_s = max(found.longest_s, now - last)
+                        self.longest_s = max(self.longest_s, now - last)
                     last, count = now, ring.count
                 if time.monotonic() - last > self.patience_s:
                     break

@@ -248,7 +248,7 @@ class DriverContext:
         return Live(peer, ring, peer.role, self._patience_s(), self.moment_s)
 
     def _patience_s(self) -> float:
-        wanted_s = _GAPS * self.plain().longest_s
+        wanted_s = _GAPS * self._bench.longest_s
         return max(self.patience_s, min(wanted_s, _MOST_PATIENT * self.patience_s))
 
     def fresh(self, offer: Offer | None = None, role: Role | None = None) -> Peer:
@@ -263,7 +263,7 @@ class DriverContext:
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
-        return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
+        return Live(peer, ring, peer.role, self._patience_s(), self.moment_s)
 
     def hostile(self) -> Live:
         """A driver at work with some buffers available, which the device is about to do what no
