@@ -227,12 +227,14 @@ class JudgedRing:
         else:
             ring = self.split_ring
             first, second = ring.driver_area, ring.driver_area + 4 + 2 * self.size
-            idx = ring.avail_idx
-            if idx != self.seen.indices[-1] and len(self.seen.indices) < KEPT_CHAINS:
-                self.seen.indices.append(idx)
+            self._note_index(ring.avail_idx)
         for address, known in ((first, words.first), (second, words.second)):
             if len(known) < _WORDS:
                 known.add(load(self.memory, address, 2))
+
+    def _note_index(self, idx: int) -> None:
+        if idx != self.seen.indices[-1] and len(self.seen.indices) < KEPT_CHAINS:
+            self.seen.indices.append(idx)
 
     def _next_chain(self) -> Chain | None:
         if self.packed:
@@ -243,6 +245,8 @@ class JudgedRing:
         half, ring = self.half, self.split_ring
         assert isinstance(half, SplitDevice)
         idx = ring.avail_idx
+        # It may have grown since the look began; what is used next lets it grow by as much again.
+        self._note_index(idx)
         if idx == half.last_avail:
             return None
         if (idx - half.used_idx) % 65536 > self.size:
