@@ -103,18 +103,39 @@ class GuestResult:
         return self
 
 
+@dataclass(frozen=True)
+class SavedGuest:
+    """A guest as it stood in the middle of its script: any number of heirs go on from there, on a
+    machine that may have further devices."""
+
+    path: Path
+    word: str
+
+
 class LinuxGuest:
     """The running guest, from `with LinuxGuest(config) as guest` on.
 
     Leaving the context while the script runs ends QEMU by SIGTERM: it stops its devices in order.
     """
 
-    def __init__(self, config: GuestConfig, *, heir_of: LinuxGuest | None = None) -> None:
-        """`heir_of`: the guest that will be migrated here (QEMU waits for `migrate-incoming`); what
-        its script prints from then on arrives here."""
+    def __init__(
+        self, config: GuestConfig, *, heir_of: LinuxGuest | SavedGuest | None = None
+    ) -> None:
+        """`heir_of`: the guest that will be migrated here (QEMU waits for `migrate-incoming`), or
+        one that was saved, which goes on at once; what its script prints from then on arrives
+        here."""
         self.config = config
-        self._heir_of = heir_of
-        self._word: str = heir_of._word if heir_of else secrets.token_hex(8)
+        self._word: str
+        self._incoming: list[str] = []
+        match heir_of:
+            case None:
+                self._word = secrets.token_hex(8)
+            case SavedGuest():
+                self._word = heir_of.word
+                self._incoming = ["-incoming", f"file:{heir_of.path}"]
+            case LinuxGuest():
+                self._word = heir_of._word
+                self._incoming = ["-incoming", "defer"]
         self._marks = re.compile(
             MARK + self._word.encode() + rb" (?:(?P<hello>hello)|exit (?P<status>\d+))\n"
         )
@@ -224,6 +245,15 @@ class LinuxGuest:
                 raise GuestError(f"the guest does not run after its migration\n{heir.qemu_log}")
             time.sleep(0.01)
 
+    def save(self, path: Path, timeout_s: float = 60.0) -> SavedGuest:
+        """Writes the guest down as it runs, in a file at that path; then this one is to be left.
+        Raises GuestError if it does not succeed."""
+        deadline = time.monotonic() + timeout_s
+        self._migration(**{"max-bandwidth": 1 << 40})
+        self.qmp.execute("migrate", {"uri": f"file:{path}"})
+        self._await_migration(self, deadline, lambda info: info["status"] == "completed")
+        return SavedGuest(path, self._word)
+
     def _migration(self, **parameters: object) -> None:
         self.qmp.execute("migrate-set-parameters", parameters)
 
@@ -302,7 +332,7 @@ class LinuxGuest:
             *("-chardev", f"socket,id=monitor,fd={qmp_fd}", "-mon", "chardev=monitor,mode=control"),
             # A panic is a reboot too: with none allowed, it ends QEMU at once.
             *([] if config.reboots else ["-no-reboot"]),
-            *(["-incoming", "defer"] if self._heir_of else []),
+            *self._incoming,
             *config.args,
         ]
 

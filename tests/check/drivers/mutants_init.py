@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from tests.check.drivers.mutants import REFERENCES, catches
 from tests.check.drivers.reference import NetReference, Reference
@@ -127,6 +128,16 @@ class TriesAgainAtOnce(Reference):
         super().fail()
         self.status = 0
         self.acknowledge()
+
+
+@catches("init.does_not_count_on_a_device_that_needs_a_reset")
+class WaitsForWhatIsOutstanding(Reference):
+    def leave(self) -> None:
+        while any(ring.out for ring in self.rings.values()) and not self.killed:
+            for ring in self.rings.values():
+                ring.reap()
+            time.sleep(0.001)
+        super().leave()
 
 
 @catches("init.version_1_is_accepted")

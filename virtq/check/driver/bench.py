@@ -33,7 +33,11 @@ WAIT_S = 30.0
 BASELINE_BUFFERS = 600
 """Buffers of a plain run; a driver that makes so many available keeps on doing so."""
 _MISSES = 3
-"""After so many drivers that did not come, one after the other, no more is waited for."""
+"""After so many drivers that did not come, one after the other, no more is waited for; after so
+many that came and did not begin to work, only as long as for anything else."""
+
+_BEGIN = 5
+"""The first buffer is waited for so many times as long as any other."""
 
 log = logging.getLogger("virtq.check")
 Key = tuple[RingKind | None, int]
@@ -83,11 +87,13 @@ class Bench:
         self._key: Key | None = None
         """Of the peer that is at work; None: it is a case's own."""
         self._baselines: dict[Key, Baseline] = {}
-        self._misses = 0
+        self._misses = self._idle = 0
         self.came = False
         """Whether there was a driver at all."""
         self.flows = False
         """Whether the driver, served plainly, makes buffers available without an end."""
+        self.longest_s = 0.0
+        """The longest that it let itself be waited for between two buffers then."""
         self.ends_willingly: bool | None = None
         """Whether a started driver ends when it is asked to; None: not tried yet."""
         self.ending: Ending | None = None
@@ -141,10 +147,34 @@ class Bench:
         return self._peer
 
     def _bring_up(self, peer: Peer, key: Key) -> None:
-        work = peer.role.work
         peer.service = serve_plainly(peer)
-        peer.until(lambda: peer.is_live(work), self.wait_s, f"queue {work} to be live")
+        self.await_live(peer)
         self._key = key
+
+    @property
+    def ready_s(self) -> float:
+        """How long a driver that has come may take until it is at work."""
+        return self.wait_s if self._idle < _MISSES else min(self.wait_s, self.patience_s)
+
+    def await_live(self, peer: Peer) -> None:
+        """Wait until the driver's work queue may be served. Raises Hung, PeerGone."""
+        work = peer.role.work
+        try:
+            peer.until(lambda: peer.is_live(work), self.ready_s, f"queue {work} to be live")
+        except Hung:
+            self._idle += 1
+            raise
+        self._idle = 0
+        if self.flows:
+            for _ in peer.turns(self._begin_s):
+                ring = peer.rings.get(work)
+                if ring is None or ring.count:
+                    break
+
+    @property
+    def _begin_s(self) -> float:
+        """How long the first buffer may take: what is to keep the driver busy has to begin."""
+        return min(self.ready_s, _BEGIN * self.patience_s)
 
     def baseline(self, kind: RingKind | None, offer: Offer) -> Baseline:
         """The plain run in this kind of ring; made once."""
@@ -161,12 +191,18 @@ class Bench:
             self._bring_up(peer, key)
             began = last = time.monotonic()
             count = -1
+            patience_s = max(self.patience_s, self._begin_s)
             while count < self._baseline_buffers:
                 peer.turn()
                 ring = peer.rings.get(work)
                 if ring is not None and ring.count != count:
-                    last, count = time.monotonic(), ring.count
-                if time.monotonic() - last > self.patience_s:
+                    now = time.monotonic()
+                    if ring.count > 1:
+                        self.longest_s = max(self.longest_s, now - last)
+                    if ring.count:
+                        patience_s = self.patience_s
+                    last, count = now, ring.count
+                if time.monotonic() - last > patience_s:
                     break
             found.per_s = count / max(time.monotonic() - began, 1e-6)
             found.flows = count >= self._baseline_buffers
@@ -179,12 +215,13 @@ class Bench:
         found.record = frozen(peer)
         return found
 
-    def drop(self) -> bool:
-        """End the driver that is there. Whether a started one did so when it was asked."""
+    def drop(self, *, serve: bool = True) -> bool:
+        """End the driver that is there, and serve it plainly until it has ended, or not at all.
+        Whether a started one ended when it was asked."""
         with uninterrupted():
-            return self._drop()
+            return self._drop(serve)
 
-    def _drop(self) -> bool:
+    def _drop(self, serve: bool) -> bool:
         peer, self._peer, self._key = self._peer, None, None
         running, self._running = self._running, None
         willing = True
@@ -194,7 +231,7 @@ class Bench:
             def meanwhile() -> None:
                 try:
                     if peer is not None and not peer.gone:
-                        peer.service = serve_plainly(peer)
+                        peer.service = serve_plainly(peer) if serve else None
                         peer.turn()
                         return
                 except (Broken, VirtqError):

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 _SETTLE_TURNS = 200
 _HOLD_MOMENTS = 5
+_STRIDE_BUFFERS = 16
+"""After so many, what a driver has at once is what it has in the long run."""
 _HOSTILE_MOMENTS = 15
+_GAPS = 10
+_MOST_PATIENT = 5
+"""A driver is waited for `_GAPS` times as long as it took between two buffers at most when it was
+served plainly, if that is more than the patience, and `_MOST_PATIENT` times the patience at most: a
+guest on a busy machine is slow, not hung."""
 _LONG_S = 60.0
 """What a long case may take."""
 
@@ -238,7 +245,11 @@ class DriverContext:
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
-        return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
+        return Live(peer, ring, peer.role, self._patience_s(), self.moment_s)
+
+    def _patience_s(self) -> float:
+        wanted_s = _GAPS * self._bench.longest_s
+        return max(self.patience_s, min(wanted_s, _MOST_PATIENT * self.patience_s))
 
     def fresh(self, offer: Offer | None = None, role: Role | None = None) -> Peer:
         """A driver that has just connected, and sees this offer; nothing is served."""
@@ -246,20 +257,21 @@ class DriverContext:
 
     def going(self, peer: Peer) -> Live:
         """A fresh driver's work queue, once it is live. Raises Hung."""
-        work = peer.role.work
-        peer.until(lambda: peer.is_live(work), self._bench.wait_s, f"queue {work} to be live")
+        self._bench.await_live(peer)
         self._check_kind(peer.features)
-        ring = peer.rings[work]
+        ring = peer.rings[peer.role.work]
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
-        return Live(peer, ring, peer.role, self.patience_s, self.moment_s)
+        return Live(peer, ring, peer.role, self._patience_s(), self.moment_s)
 
     def hostile(self) -> Live:
         """A driver at work with some buffers available, which the device is about to do what no
         device should; see `outlives`."""
-        self.plain()  # what it is like otherwise has to be known
+        flows = self.plain().flows  # what it is like otherwise has to be known
         live = self.going(self.fresh())
+        if flows:
+            live.serve(_STRIDE_BUFFERS)
         live.settle()
         return live
 
@@ -285,7 +297,12 @@ class DriverContext:
         said = live.ring.broken or "; ".join(faults)
         if said and strictly:
             raise Broken("the driver to ignore it or to refuse it", said)
-        willing = self._bench.drop()
+        self.ends_when_asked()
+
+    def ends_when_asked(self, *, serve: bool = True) -> None:
+        """End the driver. Raises Hung if it does not do that any more when it is asked to; `serve`:
+        whether it is served meanwhile."""
+        willing = self._bench.drop(serve=serve)
         if not willing and self._bench.ends_willingly:
             raise Hung("the driver does not end any more when it is asked to")
 

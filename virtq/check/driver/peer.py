@@ -60,6 +60,7 @@ OFFERED = (
     | P.CONFIGURE_MEM_SLOTS
     | P.STATUS
 )
+_BEGUN = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 _EVERY_BIT = (1 << 64) - 1
 _EVERY_SIZE = 1 << 16
 
@@ -123,10 +124,13 @@ class Peer:
 
     def is_live(self, index: int) -> bool:
         """Whether a virtqueue may be served: it is enabled, and the driver has set DRIVER_OK where
-        it tells."""
+        it tells. A front-end that makes up a status starts its rings when its driver has set
+        DRIVER_OK; not every one says so (QEMU's vhost-user-base never does)."""
         if index not in self.rings or not self._negotiation.rings[index].enabled:
             return False
-        return not self.tells_status or bool(self.status & Status.DRIVER_OK)
+        if not self.tells_status or self.status & Status.DRIVER_OK:
+            return True
+        return self.status & _BEGUN == Status.FEATURES_OK
 
     # Turns
 

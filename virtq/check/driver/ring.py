@@ -227,12 +227,14 @@ class JudgedRing:
         else:
             ring = self.split_ring
             first, second = ring.driver_area, ring.driver_area + 4 + 2 * self.size
-            idx = ring.avail_idx
-            if idx != self.seen.indices[-1] and len(self.seen.indices) < KEPT_CHAINS:
-                self.seen.indices.append(idx)
+            self._note_index(ring.avail_idx)
         for address, known in ((first, words.first), (second, words.second)):
             if len(known) < _WORDS:
                 known.add(load(self.memory, address, 2))
+
+    def _note_index(self, idx: int) -> None:
+        if idx != self.seen.indices[-1] and len(self.seen.indices) < KEPT_CHAINS:
+            self.seen.indices.append(idx)
 
     def _next_chain(self) -> Chain | None:
         if self.packed:
@@ -243,6 +245,8 @@ class JudgedRing:
         half, ring = self.half, self.split_ring
         assert isinstance(half, SplitDevice)
         idx = ring.avail_idx
+        # It may have grown since the look began; what is used next lets it grow by as much again.
+        self._note_index(idx)
         if idx == half.last_avail:
             return None
         if (idx - half.used_idx) % 65536 > self.size:
@@ -392,6 +396,8 @@ class JudgedRing:
         Raises Broken if one changed meanwhile."""
         for chain in chains:
             assert chain.taken is not None
+            if chain.taken.written is not None:
+                continue  # whoever had it done was ended before it was published
             written = chain.written
             if written is None:
                 written = self._answer(self.index, chain)
@@ -432,9 +438,16 @@ class JudgedRing:
             half.overwritten.add(half.next_used.slot)
             half.left[half.next_used.slot] = descriptor
             return
-        half.ring.set_used(half.used_idx % self.size, id, length)
+        self.forge(half.used_idx, id, length, covers)
         half.used_idx = (half.used_idx + covers) % 65536
         half.ring.used_idx = half.used_idx
+
+    def forge(self, at: int, id: int, length: int, covers: int = 1) -> None:
+        """Write a used entry where this used index is (split), which does not count it yet."""
+        slot = at % self.size
+        self.split_ring.set_used(slot, id, length)
+        entry = {"slot": slot, "id": id, "length": length, "covers": covers}
+        self.half.entries.append(entry)
 
     # Notifications
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtq.check.case import NotObservable, case, expect
-from virtq.check.driver.cases.init import check_passed_on
+from virtq.check.driver.cases.init import check_passed_on, is_made_up
 from virtq.check.driver.context import DriverContext, Stalled
 from virtq.check.driver.peer import Peer
 from virtq.features import F, describe, known, unmet
@@ -70,8 +70,13 @@ def nothing_without_what_it_needs(driver: DriverContext) -> None:
     if driver.device_id not in ALONE:
         raise NotObservable("no feature of this device type needs another")
     offered = int(F.VERSION_1) | ALONE[driver.device_id]
-    _, features = chosen_from(driver, offered)
-    missing = sum(unmet(features, driver.device_id))
+    peer, features = chosen_from(driver, offered)
+    lacking = unmet(features, driver.device_id)
+    if lacking and is_made_up(driver.after_a_while(peer)):
+        # What a front-end between us and the driver adds itself is not seen here.
+        added = int(NetFeature.CTRL_VQ) if driver.device_id == 1 else 0
+        lacking = {bit: needs for bit, needs in lacking.items() if needs & ~added}
+    missing = sum(lacking)
     expect(not missing, "no feature without those it needs", describe(missing, driver.device_id))
 
 

@@ -19,11 +19,16 @@ from virtq.transports.vhost_user.messages import P
 from virtq.transports.vhost_user.wire import U64
 
 STEPS = (Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK)
+_MOMENTS = 15
 Steps = list[tuple[int, int]]
 
 
 class _NotTold(NotObservable):
     """There is no status to look at."""
+
+
+class _MadeUp(NotObservable):
+    """The status is the front-end's own."""
 
 
 def status_of(event: Event) -> int | None:
@@ -46,7 +51,7 @@ def steps_of(record: Record) -> Steps:
     if not written:
         raise _NotTold("the front-end tells no status")
     if written[0] == Status.FEATURES_OK:
-        raise NotObservable("the front-end makes up the status instead of passing it on")
+        raise _MadeUp("the front-end makes up the status instead of passing it on")
     live = next((n for n, (_, s) in enumerate(steps) if s & Status.DRIVER_OK), len(steps))
     return steps[: live + 1]
 
@@ -56,6 +61,17 @@ def check_passed_on(record: Record) -> None:
     passes on of an offer."""
     with contextlib.suppress(_NotTold):
         steps_of(record)
+
+
+def is_made_up(record: Record) -> bool:
+    """Whether there is such a front-end, as far as it shows."""
+    try:
+        steps_of(record)
+    except _MadeUp:
+        return True
+    except _NotTold:
+        return False
+    return False
 
 
 def place_of(steps: Steps, bit: int) -> int | None:
@@ -270,6 +286,26 @@ def fails_openly_without_version_1(driver: DriverContext) -> None:
     told = [status for _, status in steps_of(peer.record)]
     ended = any(status & (Status.FAILED | Status.DRIVER_OK) for status in told)
     expect(ended, "FAILED to be set, or the device to be used", [str(Status(s)) for s in told])
+
+
+@case("status.drv.no-reliance-when-needs-reset", party="driver", rings=False, alone=True)
+def does_not_count_on_a_device_that_needs_a_reset(driver: DriverContext) -> None:
+    """SHOULD NOT: the device uses nothing any more, shows DEVICE_NEEDS_RESET and tells of it. The
+    driver may reset it, give up or go on asking, but it does not wait for what is outstanding: told
+    to end, it ends all the same."""
+    driver.plain()  # whether it ends otherwise has to be known
+    live = driver.going(driver.fresh())
+    peer = live.peer
+    steps_of(peer.record)
+    live.settle()
+    told = len(_told(peer))
+    peer.offer = peer.offer.with_(status=int(Status.DEVICE_NEEDS_RESET))
+    if not peer.tell_config_change():
+        raise NotObservable("the front-end takes no configuration change notifications")
+    for _ in peer.turns_or_gone(_MOMENTS * driver.moment_s):
+        if len(_told(peer)) > told:
+            return
+    driver.ends_when_asked(serve=False)
 
 
 @case("resv.drv.version-1-accept", party="driver")

@@ -51,7 +51,7 @@ def used_twice(driver: DriverContext) -> None:
         ring, half = live.ring.split_ring, live.ring.half
         at = half.position.used
         for i in range(2):
-            ring.set_used((at + i) % live.ring.size, chain.id, chain.written or 0)
+            live.ring.forge(at + i, chain.id, chain.written or 0)
         ring.used_idx = at + 2
     live.ring.held.remove(chain)
     driver.outlives_anyhow(live)

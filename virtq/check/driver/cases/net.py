@@ -235,7 +235,11 @@ def _lone(driver: DriverContext, extra: int) -> Record:
     """A driver that is not offered MRG_RXBUF."""
     features = driver.offer.features & ~int(NetFeature.MRG_RXBUF) | extra
     peer = driver.fresh(driver.offer.with_(features=features))
-    driver.going(peer).turns(driver.moment_s)
+    live = driver.going(peer)
+    for _ in peer.turns(driver.patience_s):
+        if any(peer.record.chains(0)) and any(peer.record.chains(1)):
+            break
+    live.turns(driver.moment_s)
     if lacking := extra & ~(peer.features or 0):
         raise NotObservable(f"not accepted: {NetFeature(lacking)!r}")
     return peer.record
