@@ -15,7 +15,7 @@ from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
 from virtq.errors import VirtqError
-from virtq.features import F, RingKind, closed
+from virtq.features import F, RingKind, closed, describe
 from virtq.transports.base import DriverTransport, Renewable
 from virtq.transports.vhost_user.messages import NO_FEATURE, P
 
@@ -114,7 +114,7 @@ class Context:
         not `without`. Raises NotObservable if the device does not offer something of it."""
         wanted = F.VERSION_1 | add | (self.kind.features if self.kind else 0)
         if lacking := wanted & ~session.offered:
-            raise NotObservable(f"not offered: {F(lacking)!r}")
+            raise NotObservable(f"not offered: {describe(int(lacking), self.device_id)}")
         return closed(int((wanted | self.work.features & session.offered) & ~without), None)
 
     def live(

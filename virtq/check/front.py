@@ -29,6 +29,7 @@ from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
     P,
+    protocol_names,
 )
 from virtq.transports.vhost_user.messages import (
     Front as Code,
@@ -134,7 +135,7 @@ class Front:
             if front.offered & PROTOCOL_FEATURES:
                 front.offered_protocol = P(front.number(Code.GET_PROTOCOL_FEATURES))
             if lacking := need & ~front.offered_protocol:
-                raise NotObservable(f"not offered: {lacking!r}")
+                raise NotObservable(f"not offered: {protocol_names(lacking)}")
             front.take(need | take & front.offered_protocol)
             front.tell(Code.SET_OWNER)
             if P.MQ in front.protocol:
@@ -294,15 +295,17 @@ class Front:
         except Closed:
             return Outcome.CLOSED
 
-    def silent(self) -> bool:
-        """Whether nothing comes but the answer to a question that is asked now."""
+    def unasked(self) -> str:
+        """What comes beside the answer to a question that is asked now; empty if nothing does."""
         self.send(Code.GET_FEATURES)
         try:
             answer = self.read("the answer to GET_FEATURES")
         except Closed:
-            return False
+            return Outcome.CLOSED.value
         self.let_go(answer)
-        return answer.request == Code.GET_FEATURES and not self.readable(0)
+        if answer.request != Code.GET_FEATURES:
+            return f"a message with request {answer.request}, flags {answer.flags:#x}"
+        return "another message" if self.readable(0) else ""
 
     def readable(self, within_s: float) -> bool:
         """Whether a message, or the end, comes within a time."""
@@ -323,6 +326,8 @@ class Front:
         while True:
             try:
                 return self._dial()
+            except PeerGone:
+                raise
             except TransportError as error:
                 if not isinstance(error.__context__, BlockingIOError):
                     raise PeerGone(f"nobody takes another connection: {error}") from None

@@ -14,6 +14,8 @@ from virtq.transports.base import DriverTransport, Renewable
 
 START_S = 30.0
 """How long a device that is started may take until it can be opened."""
+RETURN_S = 2.0
+"""How long one that somebody else has started may take until it listens again."""
 _LAST_BREATH_S = 1.0
 """A connection may be closed before its process has ended."""
 _POLL_S = 0.01
@@ -26,20 +28,39 @@ class Gone(Exception):
 
 
 class Lasting:
-    """A device that somebody else has started."""
+    """A device that somebody else has started, and that was there before."""
 
     def __init__(self, open: Callable[[], DriverTransport]) -> None:
         self._open = open
-        self._came = False
+        self._is_told = False
+        self._gone = ""
 
     def open(self) -> DriverTransport:
-        """Raises TransportError; Gone if it could be opened before."""
-        try:
-            transport = self._open()
-        except TransportError as error:
-            raise Gone(str(error)) if self._came else error from None
-        self._came = True
-        return transport
+        """Raises PeerGone if it went away and nobody has been told, Gone if that is known."""
+        return self.reach(self._open)
+
+    def reach(self, open: Callable[[], T]) -> T:
+        """The same, for another way to open it. Some back-ends make their socket anew for every
+        connection: it may be away for a moment."""
+        if self._gone:
+            raise Gone(self._gone)
+        deadline = time.monotonic() + RETURN_S
+        while True:
+            try:
+                return open()
+            except TransportError as error:
+                if isinstance(error.__context__, BlockingIOError):
+                    raise  # its backlog is full: it is there, and takes nothing
+                if time.monotonic() > deadline:
+                    self._gone = str(error)
+                    if self._is_told:
+                        raise Gone(self._gone) from None
+                    raise PeerGone(f"nobody takes another connection: {error}") from None
+            time.sleep(_POLL_S)
+
+    def failed(self, *, gone: bool) -> None:
+        """That it went away is told now, and that it stays away is no news."""
+        self._is_told |= gone
 
     def ending(self) -> str:
         """How its process ended, as far as that is known; empty if it runs."""
@@ -72,12 +93,18 @@ class Started:
         while True:
             try:
                 return open()
-            except TransportError:
+            except TransportError as error:
+                if isinstance(error.__context__, BlockingIOError):
+                    raise  # its backlog is full: it is there, and takes nothing
                 if ending := self._running.ended():
                     raise PeerGone(f"the device is gone: {ending.text}") from None
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_S)
+
+    def failed(self, *, gone: bool) -> None:
+        """Another one is started next: this one may not have got over it."""
+        self.close()
 
     def ending(self) -> str:
         """How its process ended; empty if it runs. Waits a moment for one that is about to end."""
@@ -110,7 +137,7 @@ class Keeper:
         self._kept: DriverTransport | None = None
 
     def open(self) -> DriverTransport:
-        """The one that was kept, or a new one. Raises TransportError, Gone."""
+        """The one that was kept, or a new one. Raises TransportError, PeerGone, Gone."""
         kept, self._kept = self._kept, None
         return kept or self._device.open()
 
@@ -122,6 +149,14 @@ class Keeper:
                 self._kept = transport
                 return
         transport.close()
+
+    def reach(self, open: Callable[[], T]) -> T:
+        """Open the device in another way. Raises as `open` does."""
+        return self._device.reach(open)
+
+    def failed(self, *, gone: bool) -> None:
+        """A case ended badly, and what was opened for it is closed; `gone`: it went away."""
+        self._device.failed(gone=gone)
 
     def ending(self) -> str:
         """How the device's process ended, as far as that is known."""

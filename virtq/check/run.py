@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from virtq.check import device
@@ -19,6 +20,8 @@ from virtq.check.net.far_end import Finder, by_itself
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
+from virtq.transports.vhost_user.exchange import Refused
+from virtq.transports.vhost_user.wire import ProtocolError
 
 PATIENCE_S = 2.0
 MOMENT_S = 0.02
@@ -71,7 +74,8 @@ class Subject:
         bus: str | None,
         dial: Callable[[], socket.socket] | None = None,
     ) -> Subject:
-        """Ask the device what it is. Raises TransportError if there is none."""
+        """Ask the device what it is. Raises TransportError if there is none, or if it is gone once
+        it was asked."""
         transport = open()
         try:
             transport.write_status(0)
@@ -79,6 +83,12 @@ class Subject:
             known = transport.device_id if device_id is None else device_id
         finally:
             transport.close()
+        if dial is not None:
+            try:
+                Lasting(open).reach(dial).close()
+            except PeerGone as error:
+                text = f"{error}; one that serves a single connection has to be started (--start)"
+                raise TransportError(text) from None
         return cls(uri, open, known, offered, bus, dial=dial)
 
 
@@ -149,7 +159,7 @@ def _run_one(
         moment_s=moment_s,
         seed=seed,
         far_end=subject.far_end,
-        dial=subject.dial,
+        dial=None if subject.dial is None else partial(keeper.reach, subject.dial),
     )
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}
@@ -174,6 +184,9 @@ def _run_one(
             verdict, fields = Verdict.CRASHED, {"reason": told}
     except Gone as gone:
         verdict, fields = Verdict.SKIPPED, {"reason": f"the device is gone: {gone}"}
+    except (Refused, ProtocolError) as error:
+        verdict = Verdict.FAIL
+        fields = {"expected": "the transport's protocol to be kept", "came": str(error)}
     except TransportError as error:
         verdict, fields = Verdict.HUNG, {"reason": str(error)}
     except VirtqError as error:
@@ -185,4 +198,6 @@ def _run_one(
     finally:
         well = verdict in (Verdict.PASS, Verdict.SKIPPED) and case.bus is None
         context.close(well=well)
+    if verdict not in (Verdict.PASS, Verdict.SKIPPED):
+        keeper.failed(gone=verdict is Verdict.CRASHED)
     return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)

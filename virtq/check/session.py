@@ -237,7 +237,7 @@ class Ring:
         """Collect until `count` buffers are used, check each, and return them. Raises Hung."""
         done: list[Sent] = []
         while len(done) < count:
-            done += self._next(f"{count} buffers of queue {self.index} are used")
+            done += self._next(_buffers(count, self.index))
         for sent in done:
             sent.check()
             for piece in (*sent.readable, *sent.writable):
@@ -316,6 +316,10 @@ class Ring:
             ],
             "used entries": [entry._asdict() for entry in self.entries[-64:]],
         }
+
+
+def _buffers(count: int, queue: int) -> str:
+    return f"{count} buffer{'s' * (count != 1)} of queue {queue} to be used"
 
 
 def _packed_slot(slot: int, addr: int, length: int, id: int, flags: int) -> dict[str, int]:
@@ -434,7 +438,7 @@ class Session:
         for _ in turns(self.patience_s):
             yield
             self.transport.check()
-        raise Hung(f"waited {self.patience_s} s for {what}")
+        raise Hung(f"waited {self.patience_s:g} s for {what}")
 
     def moment(self) -> Iterator[None]:
         """Turns for a moment in which something must not happen."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from virtq.check.case import case
+from virtq.check.case import Broken, Hung, case
 from virtq.check.context import Context, Live
+from virtq.check.session import Session
 from virtq.features import F
 from virtq.model.memory import INDIRECT, NEXT, WRITE
 
@@ -26,9 +27,21 @@ def survives(
     live.ring.signal()
     for _ in live.session.moment():
         live.session.transport.check()
-    live.session.reset()
-    again = ctx.live(session=live.session)
-    again.ring.serve(*again.jobs(4))
+    serves_again(ctx, live.session)
+
+
+def serves_again(ctx: Context, session: Session) -> None:
+    """Reset the device after what was done to it, and see that it serves. Raises as it does."""
+    try:
+        session.reset()
+        again = ctx.live(session=session)
+        again.ring.serve(*again.jobs(4))
+    except Hung as hung:
+        raise Hung(f"{hung}, after the malformed ring and a reset") from None
+    except Broken as broken:
+        raise Broken(
+            f"after the malformed ring and a reset, {broken.expected}", broken.came
+        ) from None
 
 
 def change_last(live: Live, **fields: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from virtq.check.case import NotObservable, case
 from virtq.check.context import Context, Live
-from virtq.check.device.malformed import change_last, survives
+from virtq.check.device.malformed import change_last, serves_again, survives
 from virtq.check.device.status import is_given_up
 from virtq.check.disk import config
 from virtq.check.session import Ring, Session
@@ -54,13 +54,7 @@ def _set_up(ctx: Context, spoil: Callable[[Session, Ring], tuple[int, int, int]]
         raise NotObservable(f"the transport does not pass it on: {error}") from None
     except VirtqError:
         pass  # refused
-    _serves_again(ctx, session)
-
-
-def _serves_again(ctx: Context, session: Session) -> None:
-    session.reset()
-    again = ctx.live(session=session)
-    again.ring.serve(*again.jobs(4))
+    serves_again(ctx, session)
 
 
 @case(_RESET)
@@ -103,7 +97,7 @@ def _of_size(ctx: Context, size: int) -> None:
         raise
     except (ValueError, VirtqError):
         pass  # refused, by the device or before it
-    _serves_again(ctx, session)
+    serves_again(ctx, session)
 
 
 @case(_RESET)
@@ -198,7 +192,7 @@ def _across(ctx: Context, move: Callable[[Live, int], None], add: int = 0) -> No
     live.ring.kick(always=True)
     for _ in session.moment():
         session.transport.check()
-    _serves_again(ctx, session)
+    serves_again(ctx, session)
 
 
 @case(_RESET, packed=False)
