@@ -46,11 +46,13 @@ class Context:
         seed: int = 0,
         far_end: Finder = by_itself,
         dial: Callable[[], socket.socket] | None = None,
+        bears_long_lengths: bool = False,
     ) -> None:
         self._keeper = keeper
         self._well = False
         self._find_far_end = far_end
         self._dial = dial
+        self._bears_long_lengths = bears_long_lengths
         self.device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
@@ -65,7 +67,11 @@ class Context:
         let_go = partial(self._let_go, transport)
         try:
             session = Session(
-                transport, patience_s=self._patience_s, moment_s=self._moment_s, let_go=let_go
+                transport,
+                patience_s=self._patience_s,
+                moment_s=self._moment_s,
+                let_go=let_go,
+                bears_long_lengths=self._bears_long_lengths,
             )
         except BaseException:
             transport.close()
@@ -98,7 +104,12 @@ class Context:
 
     def front_session(self, front: Front) -> Session:
         """What drives a device over such a connection; it is closed with it."""
-        self.last = Session(front, patience_s=self._patience_s, moment_s=self._moment_s)
+        self.last = Session(
+            front,
+            patience_s=self._patience_s,
+            moment_s=self._moment_s,
+            bears_long_lengths=self._bears_long_lengths,
+        )
         self._sessions.callback(self.last.close)
         return self.last
 
@@ -106,8 +117,21 @@ class Context:
     def work(self) -> Work:
         """Raises NotObservable for a device type whose requests are not known."""
         if self.device_id not in WORK:
+            if self.device_id is None:
+                raise NotObservable("the device type is not told (--type)")
             raise NotObservable(f"no requests are known for device type {self.device_id}")
         return WORK[self.device_id]()
+
+    @property
+    def own_features(self) -> int:
+        """What a driver of the device's type has to take where it is offered; nothing for a type
+        whose requests are not known."""
+        return WORK[self.device_id].features if self.device_id in WORK else 0
+
+    @property
+    def own_queue(self) -> int:
+        """The virtqueue that its work goes to, the first one where that is not known."""
+        return WORK[self.device_id].queue if self.device_id in WORK else 0
 
     def features(self, session: Session, add: int = 0, without: int = 0) -> int:
         """What to negotiate for the kind of ring: VERSION_1, the work's own features, `add`, but
@@ -115,7 +139,7 @@ class Context:
         wanted = F.VERSION_1 | add | (self.kind.features if self.kind else 0)
         if lacking := wanted & ~session.offered:
             raise NotObservable(f"not offered: {describe(int(lacking), self.device_id)}")
-        return closed(int((wanted | self.work.features & session.offered) & ~without), None)
+        return closed(int((wanted | self.own_features & session.offered) & ~without), None)
 
     def live(
         self,

@@ -116,6 +116,7 @@ class Ring:
             indirect_table=table,
             indirect_length=indirect_length,
         )
+        self.half.bears_long_lengths = session.bears_long_lengths
         self.kick_fd, self.call_fd = _eventfd(), _eventfd()
         self.sent: dict[int, Sent] = {}
         self.entries: list[Entry] = []
@@ -355,13 +356,16 @@ class Session:
         patience_s: float,
         moment_s: float,
         let_go: Callable[[], None] | None = None,
+        bears_long_lengths: bool = False,
     ) -> None:
         """`patience_s`: how long to wait for what must come. `moment_s`: how long to look for what
-        must not. `let_go`: what is done with the transport in the end, if it is not closed."""
+        must not. `let_go`: what is done with the transport in the end, if it is not closed.
+        `bears_long_lengths`: used lengths beyond the buffer are let pass."""
         self.transport = transport
         self._let_go = let_go or transport.close
         self.patience_s = patience_s
         self.moment_s = moment_s
+        self.bears_long_lengths = bears_long_lengths
         self.arena = Arena(transport.memory)
         self.rings: dict[int, Ring] = {}
         self.features = 0

@@ -65,12 +65,13 @@ class Found:
     backend: BackendFacts | None
 
 
-def guess_device(features: int, config_size: int) -> int | None:
+def guess_device(features: int, config_size: int, least: int = 1) -> int | None:
     """The device type that a set of offered features looks like, for transports that do not tell.
 
     Bits that are typical of a type speak for it; bits that have no name there, or lack what they
     need, speak against it, but exclude nothing: DPDK's network device has both. None if no type is
-    the best one.
+    the best one, or the best one has less than `least` points, of which each typical bit is worth
+    two.
     """
     own = features & _TYPE_BITS
     scores: dict[int, int] = {}
@@ -82,7 +83,7 @@ def guess_device(features: int, config_size: int) -> int | None:
         scores.pop(blk.DEVICE_ID)
     best = max(scores.values())
     likely = [candidate for candidate, score in scores.items() if score == best]
-    return likely[0] if best > 0 and len(likely) == 1 else None
+    return likely[0] if best >= least and len(likely) == 1 else None
 
 
 def look(uri: str, device_id: int | None = None) -> Found:

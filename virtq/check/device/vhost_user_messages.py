@@ -48,8 +48,8 @@ _FAR = 0xFFFF_FFFF
 _SURPLUS_FDS = 5
 
 
-def _plain_features(front: Front) -> U64:
-    return U64(int(F.VERSION_1 | PROTOCOL_FEATURES) & front.offered)
+def _plain_features(ctx: Context, front: Front) -> U64:
+    return U64((int(F.VERSION_1 | PROTOCOL_FEATURES) | ctx.own_features) & front.offered)
 
 
 def _header(request: int, flags: int, size: int) -> bytes:
@@ -153,7 +153,7 @@ def a_reply_is_enough(ctx: Context) -> None:
 def nothing_unasked(ctx: Context) -> None:
     """With REPLY_ACK, a request without need_reply is not acknowledged."""
     front = ctx.front(P.REPLY_ACK)
-    front.send(Code.SET_FEATURES, _plain_features(front))
+    front.send(Code.SET_FEATURES, _plain_features(ctx, front))
     came = front.unasked()
     expect(not came, "no acknowledgement", came)
 
@@ -162,10 +162,10 @@ def nothing_unasked(ctx: Context) -> None:
 def need_reply_without_reply_ack(ctx: Context) -> None:
     """Without REPLY_ACK nothing is acknowledged, whatever the flags say."""
     front = ctx.front(take=NO_FEATURE)
-    front.send(Code.SET_FEATURES, _plain_features(front))
+    front.send(Code.SET_FEATURES, _plain_features(ctx, front))
     came = front.unasked()
     expect(not came, "no acknowledgement without REPLY_ACK", came)
-    front.send(Code.SET_FEATURES, _plain_features(front), flags=NEED_REPLY)
+    front.send(Code.SET_FEATURES, _plain_features(ctx, front), flags=NEED_REPLY)
     came = front.unasked()
     expect(came in ("", Outcome.CLOSED.value), "need_reply ignored, or the end", came)
 
@@ -367,7 +367,7 @@ def a_ring_size_that_cannot_be(ctx: Context) -> None:
         front = ctx.front()
         negotiated(ctx, front)
         front.share()
-        start_anyway(front, ctx.work.queue, size, USER_BASE)
+        start_anyway(front, ctx.own_queue, size, USER_BASE)
     serves(ctx, front)
 
 

@@ -301,5 +301,5 @@ def a_ring_nowhere(ctx: Context) -> None:
         front = ctx.front()
         negotiated(ctx, front)
         front.share()
-        start_anyway(front, ctx.work.queue, 16, user_addr)
+        start_anyway(front, ctx.own_queue, 16, user_addr)
     serves(ctx, front)
