@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 from virtq.check.driver.start import Ending, RunningCommand, uninterrupted
 from virtq.errors import PeerGone, TransportError, VirtqError
 from virtq.transports.base import DriverTransport, Renewable
+from virtq.transports.vhost_user.channel import NobodyListens
 
 START_S = 30.0
 """How long a device that is started may take until it can be opened."""
@@ -100,6 +101,8 @@ class Started:
                     raise  # its backlog is full: it is there, and takes nothing
                 if ending := self._running.ended():
                     raise PeerGone(f"the device is gone: {ending.text}") from None
+                if not isinstance(error, NobodyListens):  # it is there, and does not do its part
+                    deadline = min(deadline, time.monotonic() + RETURN_S)
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_S)
