@@ -14,7 +14,7 @@ from virtq.check.keep import Gone, Keeper
 from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
-from virtq.errors import VirtqError
+from virtq.errors import PeerGone, VirtqError
 from virtq.features import F, RingKind, closed, describe
 from virtq.transports.base import DriverTransport, Renewable
 from virtq.transports.vhost_user.messages import NO_FEATURE, P
@@ -177,6 +177,18 @@ class Context:
         except (Broken, Hung, NotObservable, VirtqError, Gone):
             return False
         return True
+
+    def may_end(self, gone: PeerGone) -> None:
+        """The device has gone, which it may for what the case did, unless it crashed: a new one is
+        begun with. Raises PeerGone if it did crash."""
+        self._keeper.ending()  # it has its time
+        ended = self._keeper.has_ended()
+        if self.last is None or isinstance(self.last.transport, Renewable):
+            raise gone
+        if ended is not None and ended.crashed:
+            raise gone
+        self._sessions.close()
+        self._keeper.failed(gone=True)
 
     def close(self, *, well: bool = False) -> None:
         """`well`: the case has found nothing that speaks against using the device again."""

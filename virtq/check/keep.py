@@ -57,6 +57,10 @@ class Lasting:
     def case_begins(self) -> None:
         """A case begins."""
 
+    def has_ended(self) -> Ending | None:
+        """How its process ended badly, as far as that is known."""
+        return None
+
     def failed(self, *, gone: bool) -> None:
         """That it went away is told now, and that it stays away is no news."""
         self._is_told |= gone
@@ -117,6 +121,11 @@ class Started:
         is_gone = self._running is not None and self._running.ended() is not None
         self._since = ", since the case before" if is_gone else ""
 
+    def has_ended(self) -> Ending | None:
+        """How its process ended badly, if it did by now."""
+        ending = self._running.ended() if self._running is not None else None
+        return ending if ending is not None and ending.failed else None
+
     def failed(self, *, gone: bool) -> None:
         """Another one is started next: this one may not have got over it."""
         self.close()
@@ -176,6 +185,10 @@ class Keeper:
     def case_begins(self) -> None:
         """A case begins."""
         self._device.case_begins()
+
+    def has_ended(self) -> Ending | None:
+        """How the device's process ended badly, if it did by now, and as far as that is known."""
+        return self._device.has_ended()
 
     def failed(self, *, gone: bool) -> None:
         """A case ended badly, and what was opened for it is closed; `gone`: it went away."""

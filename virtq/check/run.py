@@ -214,6 +214,8 @@ def _run_one(
     finally:
         well = verdict in (Verdict.PASS, Verdict.SKIPPED) and case.bus is None
         context.close(well=well)
+    if verdict in (Verdict.PASS, Verdict.SKIPPED) and (ended := keeper.has_ended()):
+        verdict, fields = Verdict.CRASHED, {"reason": f"the device is gone: {ended.text}"}
     if verdict not in (Verdict.PASS, Verdict.SKIPPED):
         keeper.failed(gone=verdict is Verdict.CRASHED)
     return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)
