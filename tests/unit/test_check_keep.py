@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from virtq.check import keep
 from virtq.check.case import Verdict
 from virtq.check.keep import Keeper, Lasting
 from virtq.check.run import Subject, chosen, run
@@ -31,14 +32,17 @@ class Opener:
 
 def test_a_device_that_was_never_there() -> None:
     with pytest.raises(TransportError, match="refused"):
-        Lasting(Opener(0)).open()
+        Subject.find("loopback:rng", Opener(0), None, None)
 
 
-def test_a_device_that_is_gone_is_not_held_for_a_hung_one() -> None:
+def test_that_a_device_is_gone_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "RETURN_S", 0.0)
     opener = Opener(2)
     subject = Subject.find("loopback:rng", opener, None, None)
-    first, *others = run(subject, chosen(CASES))
+    first, second, *others = run(subject, chosen(CASES))
     assert first.verdict is Verdict.PASS
+    assert second.verdict is Verdict.CRASHED
+    assert "Connection refused" in second.reason
     assert {result.verdict for result in others} == {Verdict.SKIPPED}
     assert all("the device is gone: Connection refused" in other.reason for other in others)
 
@@ -79,7 +83,7 @@ def test_closing_the_connection_answers_a_malformed_ring_only(name: str, verdict
 
 def test_what_is_not_renewable_is_closed() -> None:
     opener = Opener(3)
-    keeper = Keeper(Lasting(opener))
+    keeper = Keeper(Lasting(), opener)
     for _ in range(3):
         keeper.give_back(keeper.open(), well=True)
     keeper.close()

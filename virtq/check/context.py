@@ -14,8 +14,8 @@ from virtq.check.keep import Gone, Keeper
 from virtq.check.net.far_end import FarEnd, Finder, by_itself
 from virtq.check.session import Job, Ring, Session
 from virtq.check.work import WORK, Work
-from virtq.errors import VirtqError
-from virtq.features import F, RingKind, closed
+from virtq.errors import PeerGone, VirtqError
+from virtq.features import F, RingKind, closed, describe
 from virtq.transports.base import DriverTransport, Renewable
 from virtq.transports.vhost_user.messages import NO_FEATURE, P
 
@@ -56,11 +56,13 @@ class Context:
         seed: int = 0,
         far_end: Finder = by_itself,
         dial: Callable[[], socket.socket] | None = None,
+        bears_long_lengths: bool = False,
     ) -> None:
         self._keeper = keeper
         self._well = False
         self._find_far_end = far_end
         self._dial = dial
+        self._bears_long_lengths = bears_long_lengths
         self.device_id = device_id
         self._patience_s, self._moment_s = patience_s, moment_s
         self._sessions = contextlib.ExitStack()
@@ -75,7 +77,11 @@ class Context:
         let_go = partial(self._let_go, transport)
         try:
             session = Session(
-                transport, patience_s=self._patience_s, moment_s=self._moment_s, let_go=let_go
+                transport,
+                patience_s=self._patience_s,
+                moment_s=self._moment_s,
+                let_go=let_go,
+                bears_long_lengths=self._bears_long_lengths,
             )
         except BaseException:
             transport.close()
@@ -108,7 +114,12 @@ class Context:
 
     def front_session(self, front: Front) -> Session:
         """What drives a device over such a connection; it is closed with it."""
-        self.last = Session(front, patience_s=self._patience_s, moment_s=self._moment_s)
+        self.last = Session(
+            front,
+            patience_s=self._patience_s,
+            moment_s=self._moment_s,
+            bears_long_lengths=self._bears_long_lengths,
+        )
         self._sessions.callback(self.last.close)
         return self.last
 
@@ -116,16 +127,29 @@ class Context:
     def work(self) -> Work:
         """Raises NotObservable for a device type whose requests are not known."""
         if self.device_id not in WORK:
+            if self.device_id is None:
+                raise NotObservable("the device type is not told (--type)")
             raise NotObservable(f"no requests are known for device type {self.device_id}")
         return WORK[self.device_id]()
+
+    @property
+    def own_features(self) -> int:
+        """What a driver of the device's type has to take where it is offered; nothing for a type
+        whose requests are not known."""
+        return WORK[self.device_id].features if self.device_id in WORK else 0
+
+    @property
+    def own_queue(self) -> int:
+        """The virtqueue that its work goes to, the first one where that is not known."""
+        return WORK[self.device_id].queue if self.device_id in WORK else 0
 
     def features(self, session: Session, add: int = 0, without: int = 0) -> int:
         """What to negotiate for the kind of ring: VERSION_1, the work's own features, `add`, but
         not `without`. Raises NotObservable if the device does not offer something of it."""
         wanted = F.VERSION_1 | add | (self.kind.features if self.kind else 0)
         if lacking := wanted & ~session.offered:
-            raise NotObservable(f"not offered: {F(lacking)!r}")
-        return closed(int((wanted | self.work.features & session.offered) & ~without), None)
+            raise NotObservable(f"not offered: {describe(int(lacking), self.device_id)}")
+        return closed(int((wanted | self.own_features & session.offered) & ~without), None)
 
     def live(
         self,
@@ -163,6 +187,18 @@ class Context:
         except (Broken, Hung, NotObservable, VirtqError, Gone):
             return False
         return True
+
+    def may_end(self, gone: PeerGone) -> None:
+        """The device has gone, which it may for what the case did, unless it crashed: a new one is
+        begun with. Raises PeerGone if it did crash."""
+        self._keeper.ending()  # it has its time
+        ended = self._keeper.has_ended()
+        if self.last is None or isinstance(self.last.transport, Renewable):
+            raise gone
+        if ended is not None and ended.crashed:
+            raise gone
+        self._sessions.close()
+        self._keeper.failed(gone=True)
 
     def close(self, *, well: bool = False) -> None:
         """`well`: the case has found nothing that speaks against using the device again."""

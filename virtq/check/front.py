@@ -29,6 +29,7 @@ from virtq.transports.vhost_user.messages import (
     PROTOCOL_FEATURES,
     TRANSPORT_FEATURES,
     P,
+    protocol_names,
 )
 from virtq.transports.vhost_user.messages import (
     Front as Code,
@@ -58,7 +59,7 @@ GUEST_BASE = 1 << 32
 USER_BASE = 0x7F00_0000_0000
 """Far from any guest address, so that one taken for the other shows at once."""
 _ANSWER_BYTES_MAX = 1 << 16
-_DIALS = 3
+_PAUSE_S = 0.01
 
 
 class Closed(Exception):
@@ -130,11 +131,11 @@ class Front:
         """What every front-end says first. Raises NotObservable if `need` is not offered."""
         front = cls(dial, patience_s, moment_s)
         try:
-            front.offered = front.number(Code.GET_FEATURES)
+            front.offered = front._first_answer()
             if front.offered & PROTOCOL_FEATURES:
                 front.offered_protocol = P(front.number(Code.GET_PROTOCOL_FEATURES))
             if lacking := need & ~front.offered_protocol:
-                raise NotObservable(f"not offered: {lacking!r}")
+                raise NotObservable(f"not offered: {protocol_names(lacking)}")
             front.take(need | take & front.offered_protocol)
             front.tell(Code.SET_OWNER)
             if P.MQ in front.protocol:
@@ -143,6 +144,23 @@ class Front:
             front.close()
             raise
         return front
+
+    def _first_answer(self) -> int:
+        """The features. A connection that was closed before it got any answer may have reached a
+        listener that was on its way out: then there is another. Raises Broken, Hung."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            self.send(Code.GET_FEATURES)
+            try:
+                answer = self._checked(self.read("the answer to GET_FEATURES"), Code.GET_FEATURES)
+                return answer.number
+            except Closed:
+                self._sock.close()
+                if time.monotonic() > deadline:
+                    came = Outcome.CLOSED.value
+                    raise Broken("an answer to GET_FEATURES", came) from None
+            time.sleep(_PAUSE_S)
+            self._sock = self._connect()
 
     def take(self, chosen: P) -> None:
         """Set protocol features; nothing is sent where the back-end does not know them."""
@@ -222,6 +240,9 @@ class Front:
             self._sock.close()
             self.alive()
             raise Broken(f"an answer to {request.name}", Outcome.CLOSED.value) from None
+        return self._checked(answer, request)
+
+    def _checked(self, answer: Answer, request: Code) -> Answer:
         came = f"request {answer.request}, flags {answer.flags:#x}"
         right = answer.request == request and answer.flags & ~NEED_REPLY == VERSION | REPLY
         if not right:
@@ -294,15 +315,17 @@ class Front:
         except Closed:
             return Outcome.CLOSED
 
-    def silent(self) -> bool:
-        """Whether nothing comes but the answer to a question that is asked now."""
+    def unasked(self) -> str:
+        """What comes beside the answer to a question that is asked now; empty if nothing does."""
         self.send(Code.GET_FEATURES)
         try:
             answer = self.read("the answer to GET_FEATURES")
         except Closed:
-            return False
+            return Outcome.CLOSED.value
         self.let_go(answer)
-        return answer.request == Code.GET_FEATURES and not self.readable(0)
+        if answer.request != Code.GET_FEATURES:
+            return f"a message with request {answer.request}, flags {answer.flags:#x}"
+        return "another message" if self.readable(0) else ""
 
     def readable(self, within_s: float) -> bool:
         """Whether a message, or the end, comes within a time."""
@@ -311,18 +334,23 @@ class Front:
     def alive(self) -> None:
         """See that the back-end answers another connection; this one has to be closed. Raises
         PeerGone, Hung."""
-        for _ in range(_DIALS):
+        deadline = time.monotonic() + self.patience_s
+        while True:
             with self._connect() as self._sock, contextlib.suppress(Closed):
                 self.send(Code.GET_FEATURES)
                 self.let_go(self.read("an answer on another connection"))
                 return
-        raise PeerGone("every other connection is closed before it is answered")
+            if time.monotonic() > deadline:
+                raise PeerGone("every other connection is closed before it is answered")
+            time.sleep(_PAUSE_S)
 
     def _connect(self) -> socket.socket:
         deadline = time.monotonic() + self.patience_s
         while True:
             try:
                 return self._dial()
+            except PeerGone:
+                raise
             except TransportError as error:
                 if not isinstance(error.__context__, BlockingIOError):
                     raise PeerGone(f"nobody takes another connection: {error}") from None

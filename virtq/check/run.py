@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from virtq.check.case import Broken, Case, Hung, NotObservable, Party, Verdict
@@ -19,10 +20,20 @@ from virtq.check.net.far_end import Finder, by_itself
 from virtq.errors import PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
+from virtq.transports.vhost_user.exchange import Refused
+from virtq.transports.vhost_user.wire import ProtocolError
 
 PATIENCE_S = 2.0
 MOMENT_S = 0.02
 OUR_FAULT = "the case itself failed"
+_ABOUT_LENGTHS = {
+    "vq.used-length-reported",
+    "split.used.dev.len-before-idx",
+    "packed.used.len-meaning",
+    "resv.dev.in-order-use",
+}
+"""Where a used length beyond its buffer is a fault. To other cases it is none: a device that does
+it at all does it with every buffer, and nothing else would come to light."""
 
 log = logging.getLogger("virtq.check")
 
@@ -69,16 +80,28 @@ class Subject:
         device_id: int | None,
         bus: str | None,
         dial: Callable[[], socket.socket] | None = None,
+        started: Started | None = None,
     ) -> Subject:
-        """Ask the device what it is. Raises TransportError if there is none."""
-        transport = open()
+        """Ask the device what it is. Raises TransportError if there is none, or if it is gone once
+        it was asked."""
+        transport = open() if started is None else started.reach(open)
         try:
             transport.write_status(0)
             offered = transport.read_features()
             known = transport.device_id if device_id is None else device_id
         finally:
             transport.close()
-        return cls(uri, open, known, offered, bus, dial=dial)
+        if dial is not None:
+            if started is not None:
+                started.look_whether_it_ends()
+            try:
+                (started or Lasting()).reach(dial).close()
+            except PeerGone as error:
+                text = str(error)
+                if started is None:
+                    text += "; one that serves a single connection has to be started (--start)"
+                raise TransportError(text) from None
+        return cls(uri, open, known, offered, bus, dial=dial, started=started)
 
 
 def chosen(patterns: Sequence[str], party: Party | None = "device") -> list[Case]:
@@ -112,7 +135,7 @@ def run(
 ) -> Iterator[Result]:
     """Run the cases that are about the subject, each in each of its kinds of ring; one result at a
     time. Always ends."""
-    with contextlib.closing(Keeper(subject.started or Lasting(subject.open))) as keeper:
+    with contextlib.closing(Keeper(subject.started or Lasting(), subject.open)) as keeper:
         for case in cases:
             if not case.concerns(subject.device_id, subject.bus):
                 continue
@@ -148,8 +171,10 @@ def _run_one(
         moment_s=moment_s,
         seed=seed,
         far_end=subject.far_end,
-        dial=subject.dial,
+        bears_long_lengths=not _ABOUT_LENGTHS & set(case.requirements),
+        dial=None if subject.dial is None else partial(keeper.reach, subject.dial),
     )
+    keeper.case_begins()
     began = time.monotonic()
     verdict, fields = Verdict.PASS, {}
     rings: list[dict[str, Any]] = []
@@ -169,10 +194,14 @@ def _run_one(
     except PeerGone as gone:
         # A back-end may give up the whole session for a malformed ring, if it takes the next one.
         if not (case.area.startswith("malformed") and context.comes_back()):
-            told = ": ".join(filter(None, (str(gone), keeper.ending())))
-            verdict, fields = Verdict.CRASHED, {"reason": told}
+            told, ending = str(gone), keeper.ending()
+            verdict = Verdict.CRASHED
+            fields = {"reason": told if ending in told else f"{told}: {ending}"}
     except Gone as gone:
         verdict, fields = Verdict.SKIPPED, {"reason": f"the device is gone: {gone}"}
+    except (Refused, ProtocolError) as error:
+        verdict = Verdict.FAIL
+        fields = {"expected": "the transport's protocol to be kept", "came": str(error)}
     except TransportError as error:
         verdict, fields = Verdict.HUNG, {"reason": str(error)}
     except VirtqError as error:
@@ -184,4 +213,8 @@ def _run_one(
     finally:
         well = verdict in (Verdict.PASS, Verdict.SKIPPED) and case.bus is None
         context.close(well=well)
+    if verdict in (Verdict.PASS, Verdict.SKIPPED) and (ended := keeper.has_ended()):
+        verdict, fields = Verdict.CRASHED, {"reason": f"the device is gone: {ended.text}"}
+    if verdict not in (Verdict.PASS, Verdict.SKIPPED):
+        keeper.failed(gone=verdict is Verdict.CRASHED)
     return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)

@@ -116,6 +116,7 @@ class Ring:
             indirect_table=table,
             indirect_length=indirect_length,
         )
+        self.half.bears_long_lengths = session.bears_long_lengths
         self.kick_fd, self.call_fd = _eventfd(), _eventfd()
         self.sent: dict[int, Sent] = {}
         self.entries: list[Entry] = []
@@ -237,7 +238,7 @@ class Ring:
         """Collect until `count` buffers are used, check each, and return them. Raises Hung."""
         done: list[Sent] = []
         while len(done) < count:
-            done += self._next(f"{count} buffers of queue {self.index} are used")
+            done += self._next(_buffers(count, self.index))
         for sent in done:
             sent.check()
             for piece in (*sent.readable, *sent.writable):
@@ -318,6 +319,10 @@ class Ring:
         }
 
 
+def _buffers(count: int, queue: int) -> str:
+    return f"{count} buffer{'s' * (count != 1)} of queue {queue} to be used"
+
+
 def _packed_slot(slot: int, addr: int, length: int, id: int, flags: int) -> dict[str, int]:
     return {
         "slot": slot,
@@ -351,13 +356,16 @@ class Session:
         patience_s: float,
         moment_s: float,
         let_go: Callable[[], None] | None = None,
+        bears_long_lengths: bool = False,
     ) -> None:
         """`patience_s`: how long to wait for what must come. `moment_s`: how long to look for what
-        must not. `let_go`: what is done with the transport in the end, if it is not closed."""
+        must not. `let_go`: what is done with the transport in the end, if it is not closed.
+        `bears_long_lengths`: used lengths beyond the buffer are let pass."""
         self.transport = transport
         self._let_go = let_go or transport.close
         self.patience_s = patience_s
         self.moment_s = moment_s
+        self.bears_long_lengths = bears_long_lengths
         self.arena = Arena(transport.memory)
         self.rings: dict[int, Ring] = {}
         self.features = 0
@@ -434,7 +442,7 @@ class Session:
         for _ in turns(self.patience_s):
             yield
             self.transport.check()
-        raise Hung(f"waited {self.patience_s} s for {what}")
+        raise Hung(f"waited {self.patience_s:g} s for {what}")
 
     def moment(self) -> Iterator[None]:
         """Turns for a moment in which something must not happen."""

@@ -11,6 +11,11 @@ from virtq.wire import blk, gpio, i2c, input, net, vsock
 ENTROPY_ID, CONSOLE_ID = 4, 3
 _FRAME_BYTES = 60
 _ENTROPY_BYTES = 64
+FS_ID = 26
+FUSE_IN, FUSE_OUT = struct.Struct("<IIQQIII4x"), struct.Struct("<IiQ")
+"""FUSE's heads of a request (length, operation, number, node, user, group, process) and of an
+answer (length, error, number)."""
+_STATFS_BYTES = 80
 
 
 class Work(Protocol):
@@ -169,6 +174,31 @@ class GpioWork:
         return Job(request.pack(), gpio.RESPONSE_BYTES, _begins_with_01, full=True)
 
 
+class FsWork:
+    """Questions for the room that is left, FUSE_STATFS of the root (5.11.6): whether they fail does
+    not matter, but they are answered."""
+
+    queue, features = 1, 0
+    _STATFS, _ROOT = 17, 1
+
+    def prepare(self, session: Session) -> None:
+        """The queue for urgent requests, which stays empty."""
+        session.ring(0)
+
+    def job(self, seed: int) -> Job:
+        def judge(reply: bytes, written: int) -> str | None:
+            length, error, unique = FUSE_OUT.unpack_from(reply)
+            if unique != seed + 1:
+                return f"an answer to request {unique}, not {seed + 1}"
+            if error > 0 or not FUSE_OUT.size <= length <= len(reply):
+                return f"an answer of {length} bytes with error {error}"
+            return None
+
+        size = FUSE_IN.size
+        request = FUSE_IN.pack(size, self._STATFS, seed + 1, self._ROOT, 0, 0, 0)
+        return Job(request, FUSE_OUT.size + _STATFS_BYTES, judge)
+
+
 def _ends_in_01(reply: bytes, written: int) -> str | None:
     return None if reply[-1] in (0, 1) else f"status {reply[-1]:#x}"
 
@@ -186,5 +216,6 @@ WORK: dict[int, type[Work]] = {
     input.DEVICE_ID: InputWork,
     i2c.DEVICE_ID: I2cWork,
     gpio.DEVICE_ID: GpioWork,
+    FS_ID: FsWork,
 }
 """By device id."""

@@ -25,8 +25,9 @@ from virtq.check.case import Case, Party, Verdict
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
 from virtq.check.driver.start import Command
-from virtq.check.keep import Started
+from virtq.check.keep import Lasting, Started
 from virtq.check.net.far_end import reached
+from virtq.check.queue_size import bearable_size
 from virtq.check.register_log import RULES
 from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.check.unseen import UNSEEN
@@ -34,14 +35,19 @@ from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import facts, json_option, print_json, show, table
+from virtq.cli.probe import guess_device
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
+from virtq.transports.vhost_user.frontend import QUEUE_SIZE
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
 DIAL_TIMEOUT_S = 5.0
+_SURE_ENOUGH = 5
+"""Points for a guess of the device type: three typical features, with nothing against it. A device
+that is judged as another type fails for nothing."""
 
 
 @click.command(short_help="Judge a device or a driver, requirement by requirement.")
@@ -191,8 +197,7 @@ def check(
                 )
         about = [case for case in cases if case.concerns(device_id, bus)]
         if not about:
-            name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
-            raise Unusable(f"{uri}: none of these cases is about it ({name})")
+            raise Unusable(f"{uri}: none of these cases is about it ({_name(device_id)})")
         total = sum(len(case.kinds) or 1 for case in about) * repeat
         stack.enter_context(_quiet())
         done = _collect(turns, total, show_progress=not as_json)
@@ -287,19 +292,37 @@ def _subject(
         if parts.scheme != "vhost-user":
             raise UriError("--start is for a device at vhost-user:PATH")
         command = partial(Command(start).start, parts.target, None, 0)
-        started = stack.enter_context(Started(opening, command))
-        opening = started.open
+        started = stack.enter_context(Started(command))
     dial = None
     if parts.scheme == "vhost-user":
         bus, dial = "vhost-user", partial(channel.connect, parts.target, DIAL_TIMEOUT_S)
-        if started is not None:
-            dial = partial(started.reach, dial)
-    subject = Subject.find(uri, opening, device_type, bus, dial)
+    subject = Subject.find(uri, opening, device_type, bus, dial, started)
+    if dial is not None and "queue_size" not in parts.options:
+        device = started or Lasting()
+        size = bearable_size(
+            partial(device.reach, dial), partial(device.failed, gone=True), PATIENCE_S
+        )
+        if size < QUEUE_SIZE:
+            sized = f"{uri}{'&' if parts.options else '?'}queue_size={size}"
+            subject = replace(subject, open=partial(open_transport, sized))
     if subject.device_id is None:
-        from virtq.cli.probe import look
+        subject = replace(subject, device_id=_guess(subject))
+    return subject
 
-        subject = replace(subject, device_id=look(uri).device_id)
-    return replace(subject, started=started)
+
+def _guess(subject: Subject) -> int | None:
+    """The type that a vhost-user back-end has without a doubt, or None."""
+    transport = (subject.started or Lasting()).reach(subject.open)
+    try:
+        return guess_device(subject.offered, transport.config_size, _SURE_ENOUGH)
+    finally:
+        transport.close()
+
+
+def _name(device_id: int | None) -> str:
+    if device_id is None:
+        return "of a type that is not told: --type does"
+    return DEVICE_NAMES.get(device_id, f"device type {device_id}")
 
 
 def _show(uri: str, device_id: int | None, done: Sequence[Result], elsewhere: int) -> None:
@@ -325,7 +348,7 @@ def _show(uri: str, device_id: int | None, done: Sequence[Result], elsewhere: in
         show(Group(heading, title, Padding(facts(None, lines), (0, 0, 1, 2))))
     number = out.counts(done)
     parts = [f"{number[verdict]} {verdict}" for verdict in Verdict if number[verdict]]
-    name = DEVICE_NAMES.get(device_id or 0, f"device type {device_id}")
+    name = _name(device_id)
     rest = f" ({elsewhere} cases are about other devices)" if elsewhere else ""
     show(f"{escape(uri)} ({name}): {', '.join(parts) or 'nothing run'}{rest}")
 

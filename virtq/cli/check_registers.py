@@ -29,7 +29,10 @@ def check_registers(
     """Returns the exit status. Raises Unusable for a log that cannot be read or tells nothing."""
     with beginning():
         rules = _chosen(only)
-        logs = read(uri.removeprefix(SCHEME))
+        path = uri.removeprefix(SCHEME)
+        if not path:
+            raise UriError(f"{uri!r} names no file")
+        logs = read(path)
     done = list(judge(logs, rules))
     if all(result.verdict is Verdict.SKIPPED for result in done):
         raise Unusable(f"{uri}: it gives no occasion to judge a driver")

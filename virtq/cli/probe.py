@@ -16,7 +16,7 @@ from virtq.cli.failures import beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import facts, feature_set, json_option, print_json, show, size_text, table
 from virtq.features import DEVICE_NAMES, F, bits, describe, name, names, unmet
-from virtq.transports.vhost_user.messages import P
+from virtq.transports.vhost_user.messages import protocol_names
 from virtq.uri import Uri, open_transport
 from virtq.wire import blk, console, gpio, input, layout, net, vsock
 from virtq.wire.blk import BlkFeature as B
@@ -65,12 +65,13 @@ class Found:
     backend: BackendFacts | None
 
 
-def guess_device(features: int, config_size: int) -> int | None:
+def guess_device(features: int, config_size: int, least: int = 1) -> int | None:
     """The device type that a set of offered features looks like, for transports that do not tell.
 
     Bits that are typical of a type speak for it; bits that have no name there, or lack what they
     need, speak against it, but exclude nothing: DPDK's network device has both. None if no type is
-    the best one.
+    the best one, or the best one has less than `least` points, of which each typical bit is worth
+    two.
     """
     own = features & _TYPE_BITS
     scores: dict[int, int] = {}
@@ -82,7 +83,7 @@ def guess_device(features: int, config_size: int) -> int | None:
         scores.pop(blk.DEVICE_ID)
     best = max(scores.values())
     likely = [candidate for candidate, score in scores.items() if score == best]
-    return likely[0] if best > 0 and len(likely) == 1 else None
+    return likely[0] if best >= least and len(likely) == 1 else None
 
 
 def look(uri: str, device_id: int | None = None) -> Found:
@@ -215,15 +216,11 @@ def _as_json(found: Found) -> dict[str, Any]:
         "features": feature_set(found.features, names(found.features, found.device_id)),
         "protocol_features": None
         if protocol is None
-        else feature_set(protocol, [_protocol_name(bit) for bit in bits(int(protocol))]),
+        else feature_set(protocol, [protocol_names(bit) for bit in bits(int(protocol))]),
         "queues": {"count": found.queue_count, "sizes": found.queue_sizes},
         "memory_slots": found.backend.memory_slots if found.backend else None,
         "config": {"size": len(found.config), "hex": found.config.hex(), "fields": fields},
     }
-
-
-def _protocol_name(bit: int) -> str:
-    return P(bit).name or f"bit {bit.bit_length() - 1}"
 
 
 def _as_tables(found: Found) -> Iterator[RenderableType]:
@@ -244,8 +241,7 @@ def _overview(found: Found) -> Iterator[tuple[str, str]]:
     yield "rings", "; ".join(_ring_kinds(found.features))
     yield "queues", _queue_text(found)
     if found.backend is not None:
-        protocol = int(found.backend.protocol_features)
-        yield "protocol", ", ".join(_protocol_name(bit) for bit in bits(protocol)) or "none"
+        yield "protocol", protocol_names(int(found.backend.protocol_features)) or "none"
         slots = found.backend.memory_slots
         yield "memory", "8 regions, as a table" if slots is None else f"{slots} slots"
 

@@ -280,6 +280,9 @@ class DeviceHalf(ABC):
 class DriverHalf(ABC):
     """The driver's bookkeeping that does not depend on the layout."""
 
+    bears_long_lengths = False
+    """Whether a used length beyond its buffer counts as all of the buffer, and is no violation."""
+
     def __init__(
         self,
         memory: GuestMemory,
@@ -374,7 +377,10 @@ class DriverHalf(ABC):
         last = batch[-1]
         before = len(self.collected)
         if length > last.writable:
-            raise Violation(f"used length {length}, but only {last.writable} bytes are writable")
+            if not self.bears_long_lengths:
+                text = f"used length {length}, but only {last.writable} bytes are writable"
+                raise Violation(text)
+            length = last.writable
         for buffer in batch:
             # The buffers before the last one count as completely read or written.
             written = length if buffer is last else buffer.writable

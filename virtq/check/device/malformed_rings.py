@@ -100,7 +100,7 @@ def _of_size(ctx: Context, size: int) -> None:
 def a_queue_that_is_too_large(ctx: Context) -> None:
     """A queue of twice the largest size that the device has (row 3)."""
     session = ctx.session()
-    largest = session.transport.queue_size_max(ctx.work.queue)
+    largest = session.transport.queue_size_max(ctx.own_queue)
     if largest > 16384:
         raise NotObservable("the device has the largest queues that there are")
     _of_size(ctx, 2 * largest)

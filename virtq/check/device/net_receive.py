@@ -60,7 +60,7 @@ def _spread(ctx: Context) -> tuple[Nic, bytes, list[Sent]]:
     nic.far.send(Packet(frame))
     ring = nic.receive_ring()
     used: list[Sent] = []
-    for _ in nic.session.patience("a frame of 1514 bytes is received"):
+    for _ in nic.session.patience("a frame of 1514 bytes to be received"):
         used += ring.collect()
         if sum(sent.written or 0 for sent in used) >= nic.header_bytes + _FRAME_BYTES:
             break
@@ -110,7 +110,7 @@ def all_used_together(ctx: Context) -> None:
         nic.post(_BUFFER_BYTES, 8)
         nic.far.send(Packet(nic.frame(length=_FRAME_BYTES)))
         used: list[Sent] = []
-        for _ in nic.session.patience("a frame of 1514 bytes is received"):
+        for _ in nic.session.patience("a frame of 1514 bytes to be received"):
             if used := ring.collect():
                 break
         used[0].check()

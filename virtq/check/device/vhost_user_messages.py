@@ -24,7 +24,12 @@ from virtq.check.device.vhost_user_support import (
 )
 from virtq.check.front import GUEST_BASE, USER_BASE, Front, Outcome
 from virtq.features import F
-from virtq.transports.vhost_user.messages import NO_FEATURE, PROTOCOL_FEATURES, P
+from virtq.transports.vhost_user.messages import (
+    NO_FEATURE,
+    PROTOCOL_FEATURES,
+    P,
+    protocol_names,
+)
 from virtq.transports.vhost_user.messages import Front as Code
 from virtq.transports.vhost_user.wire import (
     NEED_REPLY,
@@ -41,6 +46,10 @@ from virtq.transports.vhost_user.wire import (
 _UNKNOWN = (0, 200, 0xFFFF_FFFF)
 _FAR = 0xFFFF_FFFF
 _SURPLUS_FDS = 5
+
+
+def _plain_features(ctx: Context, front: Front) -> U64:
+    return U64((int(F.VERSION_1 | PROTOCOL_FEATURES) | ctx.own_features) & front.offered)
 
 
 def _header(request: int, flags: int, size: int) -> bytes:
@@ -77,7 +86,11 @@ def protocol_features_come_first(ctx: Context) -> None:
 def mq_is_offered(ctx: Context) -> None:
     """MQ is offered by every back-end that has protocol features (SHOULD)."""
     front = ctx.front()
-    expect(front.offered_protocol & P.MQ, "MQ offered", f"{front.offered_protocol!r}")
+    expect(
+        front.offered_protocol & P.MQ,
+        "MQ offered",
+        protocol_names(front.offered_protocol) or "none",
+    )
 
 
 @message("vhost-user.mq.queue-num")
@@ -107,7 +120,6 @@ def reset_owner(ctx: Context) -> None:
     live = live_on(ctx, front)
     live.ring.serve(*live.jobs(2))
     front.send(Code.RESET_OWNER)
-    front.tell(Code.SET_OWNER)
     for index in sorted(live.session.rings):
         front.enable(index)
     live.ring.serve(*live.jobs(2, 2))
@@ -122,12 +134,8 @@ def success_is_acknowledged(ctx: Context) -> None:
     front = ctx.front(P.REPLY_ACK)
     live = live_on(ctx, front)
     index = live.ring.index
-    outcomes = {
-        "SET_OWNER": front.attempt(Code.SET_OWNER),
-        "SET_VRING_ENABLE": front.attempt(Code.SET_VRING_ENABLE, VringState(index, 1)),
-    }
-    for name, outcome in outcomes.items():
-        expect(outcome is Outcome.ACCEPTED, f"{name} acknowledged with zero", outcome.value)
+    outcome = front.attempt(Code.SET_VRING_ENABLE, VringState(index, 1))
+    expect(outcome is Outcome.ACCEPTED, "SET_VRING_ENABLE acknowledged with zero", outcome.value)
 
 
 @message("vhost-user.ack.explicit-replies-unchanged")
@@ -137,33 +145,29 @@ def a_reply_is_enough(ctx: Context) -> None:
     for code in (Code.GET_FEATURES, Code.GET_PROTOCOL_FEATURES):
         plain, flagged = front.number(code), front.number(code, flags=NEED_REPLY)
         expect(plain == flagged, f"{code.name}: {plain:#x} with need_reply too", f"{flagged:#x}")
-    expect(front.silent(), "one answer to each question", "another message")
+    came = front.unasked()
+    expect(not came, "one answer to each question", came)
 
 
 @message("vhost-user.ack.not-unasked")
 def nothing_unasked(ctx: Context) -> None:
     """With REPLY_ACK, a request without need_reply is not acknowledged."""
     front = ctx.front(P.REPLY_ACK)
-    front.send(Code.SET_OWNER)
-    features = (int(F.VERSION_1) | ctx.work.features | PROTOCOL_FEATURES) & front.offered
-    front.send(Code.SET_FEATURES, U64(features))
-    expect(front.silent(), "no acknowledgement", "a message, or the end")
+    front.send(Code.SET_FEATURES, _plain_features(ctx, front))
+    came = front.unasked()
+    expect(not came, "no acknowledgement", came)
 
 
 @message("vhost-user.comm.no-other-replies")
 def need_reply_without_reply_ack(ctx: Context) -> None:
     """Without REPLY_ACK nothing is acknowledged, whatever the flags say."""
     front = ctx.front(take=NO_FEATURE)
-    for flags in (0, NEED_REPLY):
-        front.send(Code.SET_OWNER, flags=flags)
-    if front.silent():
-        return
-    front.close()
-    front = ctx.front(take=NO_FEATURE)
-    front.send(Code.SET_OWNER)
-    expect(front.silent(), "no acknowledgement without REPLY_ACK", "a message, or the end")
-    front.send(Code.SET_OWNER, flags=NEED_REPLY)
-    expect(front.sound() is Outcome.CLOSED, "need_reply ignored, or the end", "an acknowledgement")
+    front.send(Code.SET_FEATURES, _plain_features(ctx, front))
+    came = front.unasked()
+    expect(not came, "no acknowledgement without REPLY_ACK", came)
+    front.send(Code.SET_FEATURES, _plain_features(ctx, front), flags=NEED_REPLY)
+    came = front.unasked()
+    expect(came in ("", Outcome.CLOSED.value), "need_reply ignored, or the end", came)
 
 
 @message("vhost-user.channel.replied")
@@ -363,7 +367,7 @@ def a_ring_size_that_cannot_be(ctx: Context) -> None:
         front = ctx.front()
         negotiated(ctx, front)
         front.share()
-        start_anyway(front, ctx.work.queue, size, USER_BASE)
+        start_anyway(front, ctx.own_queue, size, USER_BASE)
     serves(ctx, front)
 
 

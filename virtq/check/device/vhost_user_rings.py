@@ -20,7 +20,7 @@ from virtq.check.device.vhost_user_support import (
 from virtq.check.front import MEMORY_BYTES, USER_BASE, Front, Outcome
 from virtq.check.session import Job, Ring
 from virtq.features import F
-from virtq.transports.vhost_user.messages import PROTOCOL_FEATURES, P
+from virtq.transports.vhost_user.messages import PROTOCOL_FEATURES, P, protocol_names
 from virtq.transports.vhost_user.messages import Front as Code
 from virtq.transports.vhost_user.wire import U64, Iotlb, IotlbType, VringState
 from virtq.wire import blk, net
@@ -272,7 +272,9 @@ def inband_needs_its_channel(ctx: Context) -> None:
         front = ctx.front(P.INBAND_NOTIFICATIONS | P.BACKEND_REQ | P.REPLY_ACK)
         front.take((P.INBAND_NOTIFICATIONS | P.BACKEND_REQ | P.REPLY_ACK) & ~lacking)
         outcome = front.sound()
-        expect(outcome is Outcome.CLOSED, f"the end without {lacking!r}", outcome.value)
+        expect(
+            outcome is Outcome.CLOSED, f"the end without {protocol_names(lacking)}", outcome.value
+        )
 
 
 @ring_case("vhost-user.inband.kick")
@@ -299,5 +301,5 @@ def a_ring_nowhere(ctx: Context) -> None:
         front = ctx.front()
         negotiated(ctx, front)
         front.share()
-        start_anyway(front, ctx.work.queue, 16, user_addr)
+        start_anyway(front, ctx.own_queue, 16, user_addr)
     serves(ctx, front)

@@ -207,7 +207,7 @@ class Nic:
             self.put(packet if isinstance(packet, Packet) else Packet(packet))
         self.far.send(Packet(self._last_frame(last_to or self.mac)))
         came: list[Received] = []
-        for _ in self.session.patience("a frame that was sent to the device is received"):
+        for _ in self.session.patience("a frame that was sent to the device to be received"):
             came += self.collect()
             if any(self._last in received.frame for received in came):
                 break
@@ -218,7 +218,7 @@ class Nic:
         for frame in frames:
             self.far.send(Packet(frame))
         came: list[Received] = []
-        for _ in self.session.patience(f"{len(frames)} frames are received"):
+        for _ in self.session.patience(f"{len(frames)} frames to be received"):
             came += [received for received in self.collect() if self.token in received.frame]
             if len(came) >= len(frames):
                 break
@@ -228,7 +228,7 @@ class Nic:
         """Send a frame that the device has to pass on; what comes until then, with it."""
         self.far.send(Packet(frame))
         came: list[Received] = []
-        for _ in self.session.patience("a frame that was sent to the device is received"):
+        for _ in self.session.patience("a frame that was sent to the device to be received"):
             came += self.collect()
             if any(received.frame == frame for received in came):
                 break
@@ -287,7 +287,7 @@ class Nic:
         last = self._last_frame(SOMEBODY)
         self.hand_over(*packets, last, pair=pair)
         came: list[Packet] = []
-        for _ in self.session.patience("a frame that was transmitted arrives at the far end"):
+        for _ in self.session.patience("a frame that was transmitted to arrive at the far end"):
             came += self.far.receive()
             if any(self._last in packet.frame for packet in came):
                 break

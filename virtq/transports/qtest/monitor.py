@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
@@ -28,6 +29,8 @@ class Monitor:
         )
         self._thread.start()
         self._client = QMPClient("virtq")
+        # What goes wrong is raised here, and need not be told twice.
+        self._client.logger.setLevel(logging.CRITICAL)
         try:
             self._call(self._client.connect(sock))
         except BaseException:

@@ -25,6 +25,10 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_HELD_FDS * _FD_BYTES)
 _BACKLOG = 8
 
 
+class NobodyListens(TransportError):
+    """There is no socket at a path, or nobody listens on it."""
+
+
 def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """Up to `size` bytes and the descriptors that came with them, which the caller owns.
 
@@ -54,11 +58,19 @@ def send(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = ())
 
 
 def connect(path: str, timeout_s: float) -> socket.socket:
-    """A connection to a listening back-end. Raises TransportError that names the path."""
+    """A connection to a listening back-end. Raises NobodyListens or another TransportError, which
+    name the path."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout_s)
     try:
         sock.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        sock.close()
+        text = _reason(error)
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                text = "it is not a socket"
+        raise NobodyListens(f"{path}: cannot connect: {text}") from None
     except OSError as error:
         sock.close()
         raise TransportError(f"{path}: cannot connect: {_reason(error)}") from None

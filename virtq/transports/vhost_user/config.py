@@ -56,6 +56,8 @@ def _first(link: Link, size: int) -> bytes | None:
     reply = link.exchange.transact(Front.GET_CONFIG, Config(0, size, 0, bytes(size)))
     if reply is None or not isinstance(reply.payload, Config):
         return None
+    if not reply.payload.size:
+        return None  # an error, told with the head of a configuration
     if reply.payload.size != size:
         error = ProtocolError("reply to GET_CONFIG", "size", reply.payload.size, f"not {size}")
         raise link.exchange.fail(error)

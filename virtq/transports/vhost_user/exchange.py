@@ -85,7 +85,7 @@ class Exchange:
             except TransportError as error:
                 raise self.fail(error) from None
             except OSError as error:
-                text = f"{self._name}: the back-end is gone ({code.name}: {error.strerror})"
+                text = f"{self._name}: the back-end has closed at {code.name} ({error.strerror})"
                 raise self.fail(PeerGone(text)) from None
 
     @property

@@ -223,10 +223,11 @@ class Frontend:
 
     def write_status(self, status: int) -> None:
         """0 stops every virtqueue, and resets the device where the back-end knows how to."""
+        goes_live = bool(status & ~self._status & Status.DRIVER_OK)
         if not status:
             for index in list(self._enabled):
                 self.reset_queue(index)
-        elif status & ~self._status & Status.DRIVER_OK:
+        elif goes_live:
             for index in list(self._enabled):
                 self._enable(index, True)
         if self._negotiation.has(P.STATUS):
@@ -237,6 +238,8 @@ class Frontend:
         if not status:
             # The back-end has forgotten it as well; the next rings get a new one.
             self._drop_kept()
+        if goes_live or not status:
+            # A notification does not pass through the socket: it must not be there before these.
             self._exchange.settle()
 
     # ------------------------------------------------------------ configuration space

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag, auto
 from types import MappingProxyType
 
+from virtq.features import bits
 from virtq.transports.vhost_user import wire
 from virtq.transports.vhost_user.wire import (
     EMPTY,
@@ -66,6 +67,11 @@ class P(IntFlag):
 
 
 NO_FEATURE = P(0)
+
+
+def protocol_names(features: int) -> str:
+    """A set of protocol features for people, on one line; empty for none."""
+    return ", ".join(P(bit).name or f"bit {bit.bit_length() - 1}" for bit in bits(features))
 
 
 class Front(IntEnum):
