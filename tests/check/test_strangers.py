@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.check.reference import Reference, Split
-from tests.check.reference_vhost_user import CONFIG, REPLY, STATE, BackEnd, Gone
+from tests.check.reference_vhost_user import BackEnd
+from tests.check.reference_vhost_user_channel import CONFIG, REPLY, STATE, Gone
 from virtq.check.case import CASES, Verdict
 from virtq.check.driver.start import Command
 from virtq.check.keep import Started
