@@ -19,7 +19,7 @@ from virtq.check.waiting import turns
 from virtq.errors import FeatureError
 from virtq.features import F
 from virtq.memory import Arena, Buffer
-from virtq.model.memory import AVAIL, USED, Added, DriverHalf, Violation
+from virtq.model.memory import AVAIL, INDIRECT, NEXT, USED, WRITE, Added, DriverHalf, Violation
 from virtq.model.packed import Descriptor as PackedDescriptor
 from virtq.model.packed import PackedDriver, PackedRing
 from virtq.model.split import Descriptor as SplitDescriptor
@@ -58,6 +58,11 @@ class Entry(NamedTuple):
     length: int
     flags: int | None
     covers: int
+
+    def __str__(self) -> str:
+        flags = "" if self.flags is None else f", flags {_flag_names(self.flags)}"
+        stands = f", for {self.covers} buffers" if self.covers > 1 else ""
+        return f"used entry in slot {self.slot}: id {self.id}, length {self.length}{flags}{stands}"
 
 
 @dataclass(eq=False)
@@ -317,6 +322,12 @@ class Ring:
             ],
             "used entries": [entry._asdict() for entry in self.entries[-64:]],
         }
+
+
+def _flag_names(flags: int) -> str:
+    known = {"AVAIL": AVAIL, "USED": USED, "WRITE": WRITE, "NEXT": NEXT, "INDIRECT": INDIRECT}
+    set_ = [name for name, bit in known.items() if flags & bit]
+    return f"{flags:#06x} ({' '.join(set_) or 'none'})"
 
 
 def _buffers(count: int, queue: int) -> str:
