@@ -59,10 +59,18 @@ class OffersTheFuture(Reference):
 
 
 @catches("features.version_1_declined")
-class DiesOfLegacy(Reference):
+class HangsAsLegacy(Reference):
+    """It may end for that, but it has to come back."""
+
+    stuck = False
+
     def write_features(self, features: int) -> None:
         super().write_features(features)
-        self.gone = self.gone or not features
+        self.stuck = self.stuck or not features
+
+    def reset(self) -> None:
+        if not self.stuck:
+            super().reset()
 
 
 @catches("features.the_kind_takes_effect")

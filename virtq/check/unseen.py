@@ -26,7 +26,6 @@ UNSEEN: Mapping[str, str] = {
     ),
     "resv.dev.addin-card-bits": "that a PCI function is an add-in card does not show",
     "resv.dev.sriov-offer": "the SR-IOV capability is in PCI's extended configuration space",
-    "status.drv.no-reliance-when-needs-reset": "what a driver counts on does not show",
     "feat.drv.validate-offer": "what a driver looks at does not show",
     "resv.drv.version-1-absent": _PERMISSION,
     "resv.drv.physical-addresses": "a device sees addresses, not what kind they are",
