@@ -454,14 +454,7 @@ impl Load {
         let duration = duration.min(RUN_MAX);
         while start.elapsed() < duration {
             for _ in 0..ROUNDS {
-                let mut progress = false;
-                if let (Some(end), Some(queue)) = (&mut self.transmit, transmit.as_deref_mut()) {
-                    progress |= end.round(queue, &self.setup)?;
-                }
-                if let (Some(end), Some(queue)) = (&mut self.receive, receive.as_deref_mut()) {
-                    progress |= end.round(queue, &self.setup)?;
-                }
-                if !progress {
+                if !self.round(transmit.as_deref_mut(), receive.as_deref_mut())? {
                     settle(transmit.as_deref_mut(), receive.as_deref_mut())?;
                     std::hint::spin_loop();
                 }
@@ -481,6 +474,38 @@ impl Load {
             verified: after.verified - before.verified,
             malformed: after.malformed - before.malformed,
         })
+    }
+
+    /// So many rounds, wherever we are; returns how many frames were sent or received.
+    pub fn turn(
+        &mut self,
+        mut transmit: Option<&mut DriverQueue>,
+        mut receive: Option<&mut DriverQueue>,
+        rounds: usize,
+    ) -> Result<u64, LoadError> {
+        let before = self.count(transmit.as_deref(), receive.as_deref());
+        for _ in 0..rounds {
+            self.round(transmit.as_deref_mut(), receive.as_deref_mut())?;
+        }
+        let after = self.count(transmit.as_deref(), receive.as_deref());
+        Ok(after.transmitted + after.received - before.transmitted - before.received)
+    }
+
+    /// One round of each queue; whether anything was done.
+    #[inline]
+    fn round(
+        &mut self,
+        transmit: Option<&mut DriverQueue>,
+        receive: Option<&mut DriverQueue>,
+    ) -> Result<bool, LoadError> {
+        let mut progress = false;
+        if let (Some(end), Some(queue)) = (&mut self.transmit, transmit) {
+            progress |= end.round(queue, &self.setup)?;
+        }
+        if let (Some(end), Some(queue)) = (&mut self.receive, receive) {
+            progress |= end.round(queue, &self.setup)?;
+        }
+        Ok(progress)
     }
 
     fn count(&self, transmit: Option<&DriverQueue>, receive: Option<&DriverQueue>) -> LoadReport {
