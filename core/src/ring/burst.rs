@@ -10,7 +10,7 @@ use super::Segment;
 use crate::memory::Memory;
 
 /// The most buffers of a burst.
-pub const BURST_MAX: usize = 64;
+pub const BURST_MAX: usize = 96;
 
 /// Buffers of one segment each, all device-readable or all device-writable, oldest first.
 #[repr(align(128))]

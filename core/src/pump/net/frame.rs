@@ -131,6 +131,8 @@ mod wide {
 
     use super::{BODY, ETHERNET_END, ETHERNET_START, FRAME_BYTES_MIN, Maker, SEQUENCE_BYTES, WIDE};
 
+    /// Frames above it are mostly copied by the C library.
+    const LARGE: usize = 2048;
     const ETHERNET: u64 = (1 << FRAME_BYTES_MIN) - 1;
     const SEQUENCE: u64 = ((1 << SEQUENCE_BYTES) - 1) << FRAME_BYTES_MIN;
 
@@ -174,6 +176,11 @@ mod wide {
         let mut at = 0;
         // SAFETY: within both.
         unsafe {
+            if size > LARGE {
+                // Long copies know how to write lines that they need not fetch first.
+                _mm512_storeu_si512(frame.cast(), line);
+                return frame.add(WIDE).copy_from(pattern.add(WIDE), size - WIDE);
+            }
             while at + WIDE <= size {
                 _mm512_storeu_si512(frame.add(at).cast(), line);
                 at += WIDE;

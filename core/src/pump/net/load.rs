@@ -187,8 +187,13 @@ impl Slab {
     }
 }
 
+/// Frames of the next batch whose lines are asked for beside those of this one.
+const NEXT: usize = 16;
+
 struct Transmit {
     slab: Slab,
+    /// The next so many frames' lines were asked for.
+    asked: usize,
     maker: Maker,
     reaped: Vec<Reaped>,
     done: u64,
@@ -205,11 +210,12 @@ impl Transmit {
             }
         }
         let header_bytes = setup.header_bytes;
+        // The device has read these lines last: those of the next batch come while this one is written.
+        let free = queue.free().min(setup.batch + NEXT);
+        let lines = self.slab.upcoming(free).into_iter().flatten().skip(self.asked);
+        lines.for_each(|host| prefetch_write(host.wrapping_add(header_bytes)));
+        self.asked = free - setup.batch;
         let hosts = self.slab.upcoming(setup.batch);
-        // The device has read these lines last.
-        hosts.iter().copied().flatten().for_each(|host| {
-            prefetch_write(host.wrapping_add(header_bytes));
-        });
         let mut number = self.slab.number;
         for hosts in hosts {
             let frames = hosts.iter().map(|host| host.wrapping_add(header_bytes));
@@ -475,7 +481,7 @@ impl Load {
                     unsafe { copy_to_shared(*host, &vec![0; setup.header_bytes]) };
                 }
                 let maker = Maker::new(setup.length);
-                Ok::<_, QueueError>(Transmit { slab, maker, reaped: Vec::new(), done: 0 })
+                Ok::<_, QueueError>(Transmit { slab, asked: 0, maker, reaped: Vec::new(), done: 0 })
             })
             .transpose()?;
         let receive = receive

@@ -16,7 +16,7 @@ const BUFFERS: Wants = Wants { buffers: true, source: false };
 const PACKETS: Wants = Wants { buffers: false, source: true };
 const NOTHING: Wants = Wants { buffers: false, source: false };
 
-/// Buffers of a full burst that wait for the next one. The driver has read their lines last: those of
+/// Buffers behind a full burst whose lines are asked for as well. The driver has read them last: those of
 /// the next burst come while this one is written.
 const AHEAD: usize = 16;
 
@@ -86,7 +86,7 @@ impl ReceivePath {
         if !self.packet.is_empty() || !self.receiver.fills() {
             return Ok(None);
         }
-        if queue.gather(BATCH, true, &mut self.burst)? == 0 {
+        if queue.gather(BATCH + AHEAD, true, &mut self.burst)? == 0 {
             if self.burst.is_blocked() {
                 return Ok(None);
             }
@@ -98,8 +98,7 @@ impl ReceivePath {
             prefetch_write(segment.ptr.wrapping_add(HEADER_BYTES));
         }
         let found = segments.len();
-        let most = if found == BATCH { BATCH - AHEAD } else { found };
-        let filled = self.receiver.fill(&mut self.burst, most, self.frame_bytes_max, tally);
+        let filled = self.receiver.fill(&mut self.burst, BATCH, self.frame_bytes_max, tally);
         self.asked = found - filled;
         queue.retire(&self.burst, filled, true)?;
         Ok((filled > 0).then_some(filled))

@@ -112,6 +112,7 @@ pub(super) mod tests {
         static PORTABLE: Cell<bool> = const { Cell::new(false) };
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub fn is_portable() -> bool {
         PORTABLE.get()
     }
