@@ -16,7 +16,7 @@ use super::{
 
 /// Gives frames that can be told apart and checked: behind the Ethernet header a sequence number in 8
 /// big-endian bytes, then bytes that count up from its lowest one, cut to the size. Every queue pair
-/// that asks gets the next number. What is sent here is forgotten.
+/// that asks gets the next number, or the next few. What is sent here is forgotten.
 pub struct SourceLink {
     size: usize,
     made: Arc<Made>,
@@ -59,10 +59,10 @@ impl Made {
         (first, claimed as usize)
     }
 
-    fn give_back(&self, numbers: Range<u64>) {
+    fn give_back(&self, number: u64) {
         let mut returned = self.lock();
-        returned.extend(numbers);
-        self.some_returned.store(!returned.is_empty(), Ordering::Relaxed);
+        returned.insert(number);
+        self.some_returned.store(true, Ordering::Relaxed);
     }
 }
 
@@ -126,13 +126,12 @@ impl Generator {
 }
 
 impl Drop for Generator {
-    /// What is left over goes to whoever asks next.
+    /// Whoever asks next goes on where this one ends. If others have gone on already, the rest is left
+    /// out: each sees numbers that go up.
     fn drop(&mut self) {
         let Range { start, end } = self.own;
         let next = &self.made.next;
-        if next.compare_exchange(end, start, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-            self.made.give_back(start..end);
-        }
+        let _ = next.compare_exchange(end, start, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -187,7 +186,7 @@ impl Receiver for Generator {
     }
 
     fn give_back(&mut self, _packet: Vec<u8>) {
-        self.made.give_back(self.last..self.last + 1);
+        self.made.give_back(self.last);
     }
 
     fn ahead(&self) -> usize {
