@@ -366,8 +366,9 @@ fn what_is_used_in_turn_finds_its_descriptor_again() {
                 added += 1;
             }
             rig.driver.publish();
-            assert_eq!(rig.gather(false), SIZE.into());
-            rig.device.retire(&rig.burst, 3, false).unwrap();
+            // What the device has not seen yet waits until the rest is served.
+            let count = rig.gather(false).min(3);
+            rig.device.retire(&rig.burst, count, false).unwrap();
             for (cookie, _) in rig.reap() {
                 assert_eq!(cookie, reaped % u64::from(SIZE));
                 reaped += 1;
