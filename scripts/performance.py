@@ -58,7 +58,7 @@ class Bench:
 
 BENCHES = {
     "rings": Bench((), 10),
-    "net": Bench(("--against", "dpdk"), 22, best_in_order),
+    "net": Bench(("--against", "dpdk"), 25, best_in_order),
     "blk": Bench(("--against", "qemu-storage-daemon"), 12.5),
     "python": Bench((), 10),
     "scale": Bench((), 10),
