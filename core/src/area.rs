@@ -88,6 +88,24 @@ mod host {
             unsafe { self.ptr.add(offset) }
         }
 
+        /// Where `len` bytes are, which lie inside, for more than a word at once.
+        #[inline]
+        pub(crate) fn bytes(&self, offset: usize, len: usize) -> *mut u8 {
+            self.at(offset, len)
+        }
+
+        /// Write two 64-bit words side by side, in whatever order and each at once; nothing may depend
+        /// on either alone.
+        #[inline(always)]
+        pub fn store_pair(&self, offset: usize, words: [u64; 2]) {
+            #[cfg(test)]
+            if crate::inflight::killed() {
+                return;
+            }
+            // SAFETY: inside the area.
+            unsafe { crate::memory::store_pair(self.at(offset, 16), words) };
+        }
+
         /// Read a 16-bit word.
         #[inline]
         pub fn load16(&self, offset: usize, order: Ordering) -> u16 {
@@ -171,6 +189,12 @@ mod model {
             for cell in self.cells.iter() {
                 cell.store(0, Ordering::Relaxed);
             }
+        }
+
+        /// Write two 64-bit words side by side.
+        pub fn store_pair(&self, offset: usize, words: [u64; 2]) {
+            self.store64(offset, words[0], Ordering::Relaxed);
+            self.store64(offset + 8, words[1], Ordering::Relaxed);
         }
 
         fn cell(&self, offset: usize) -> &AtomicU64 {

@@ -464,7 +464,13 @@ pub trait Added {
     ) -> SentRun;
     /// Remove the oldest buffer, of those among the first `published` added, if this is its identifier
     /// and it has room for what was written. None in any order, where `covered` and `pop` do it.
-    fn pop_single(&mut self, published: u64, id: u32, written: u32) -> Option<SentRun>;
+    fn pop_oldest(&mut self, published: u64, id: u32, written: u32) -> Option<SentRun>;
+    /// Remove the buffer of this identifier and tell its cookie, if it is outstanding among the first
+    /// `published` added, has one slot, and room for what was written. None in order, where `pop_singles`
+    /// does it.
+    fn pop_single(&mut self, _id: u16, _written: u32, _published: u64) -> Option<u64> {
+        None
+    }
     /// Descriptor slots of each buffer of the oldest run.
     fn front_slots(&self) -> u32;
     /// Buffers outstanding.
@@ -693,7 +699,7 @@ impl Added for AddedRuns {
     }
 
     #[inline]
-    fn pop_single(&mut self, published: u64, id: u32, written: u32) -> Option<SentRun> {
+    fn pop_oldest(&mut self, published: u64, id: u32, written: u32) -> Option<SentRun> {
         let Run { cookie, writable, count, slots, id: first } = self.front;
         let visible = count > 0 && published != self.oldest;
         if !visible || u32::from(first) != id || written > writable {
@@ -731,20 +737,44 @@ impl Added for AddedRuns {
 }
 
 /// Any order: a free list threaded through a private array, and a table by identifier.
+///
+/// What became free last is used again last: where buffers are added in turn and a device happens to
+/// use them in turn, each finds its old place, and what is written there is there already.
 #[derive(Debug)]
 pub struct AddedTable {
     table: Box<[Sent]>,
     next: Box<[u16]>,
+    /// First and last of the free list; the first is `NONE` where there is none.
     free: u16,
+    last: u16,
     count: usize,
+}
+
+/// No identifier: a queue has 32768 at most.
+const NONE: u16 = u16::MAX;
+
+impl AddedTable {
+    /// A chain of places is free again.
+    #[inline]
+    fn give_back(&mut self, first: u16, last: u16) {
+        if self.free == NONE {
+            self.free = first;
+        } else {
+            self.next[usize::from(self.last)] = first;
+        }
+        self.next[usize::from(last)] = NONE;
+        self.last = last;
+        self.count -= 1;
+    }
 }
 
 impl Added for AddedTable {
     fn new(size: u16) -> Self {
         Self {
             table: vec![Sent::default(); size.into()].into_boxed_slice(),
-            next: (1..=size).map(|slot| slot % size).collect(),
+            next: (1..=size).map(|slot| if slot < size { slot } else { NONE }).collect(),
             free: 0,
+            last: size - 1,
             count: 0,
         }
     }
@@ -793,8 +823,7 @@ impl Added for AddedTable {
         Some((1, sent.slots.into()))
     }
 
-    /// The buffer's links are still a chain of its places; the last one takes the free list behind
-    /// it.
+    /// The buffer's links are still a chain of its places, which goes behind the free list.
     #[inline]
     fn pop(&mut self, id: u16, _most: u16, split: bool) -> SentRun {
         let Sent { cookie, writable, slots, .. } = self.table[usize::from(id)];
@@ -807,9 +836,7 @@ impl Added for AddedTable {
                 last = self.next[usize::from(last)];
             }
         }
-        self.next[usize::from(last)] = self.free;
-        self.free = id;
-        self.count -= 1;
+        self.give_back(id, last);
         SentRun { cookie, count: 1, writable, slots }
     }
 
@@ -824,8 +851,20 @@ impl Added for AddedTable {
     }
 
     #[inline]
-    fn pop_single(&mut self, _published: u64, _id: u32, _written: u32) -> Option<SentRun> {
+    fn pop_oldest(&mut self, _published: u64, _id: u32, _written: u32) -> Option<SentRun> {
         None
+    }
+
+    #[inline]
+    fn pop_single(&mut self, id: u16, written: u32, published: u64) -> Option<u64> {
+        let sent = self.table.get_mut(usize::from(id))?;
+        if sent.slots != 1 || sent.serial >= published || written > sent.writable {
+            return None;
+        }
+        sent.slots = 0;
+        let cookie = sent.cookie;
+        self.give_back(id, id);
+        Some(cookie)
     }
 
     #[inline]

@@ -335,3 +335,53 @@ fn an_unsettled_no_is_asked_again() {
         }
     }
 }
+
+#[test]
+fn all_of_a_burst_may_be_written_alike() {
+    for features in KINDS {
+        let mut rig = Rig::new(features);
+        let pieces = [64, 64, 48, 64].map(|len| Piece { addr: PAYLOAD, len });
+        assert_eq!(rig.driver.add_each(&pieces, true, 0), Ok(4));
+        rig.driver.publish();
+        assert_eq!(rig.gather(true), 4);
+        assert_eq!([48, 49, 64, 65].map(|bytes| rig.burst.at_least(bytes)), [4, 2, 2, 0]);
+        rig.burst.set_all_written(2, 50);
+        let mut too_much = std::panic::AssertUnwindSafe(&mut rig.burst);
+        assert!(std::panic::catch_unwind(move || too_much.set_all_written(3, 50)).is_err());
+        rig.device.retire(&rig.burst, 2, true).unwrap();
+        assert_eq!(rig.reap(), [(0, 50), (1, 50)]);
+    }
+}
+
+/// Whatever the order: buffers that are added in turn, and used in turn, find their descriptors as
+/// they left them, lap for lap.
+#[test]
+fn what_is_used_in_turn_finds_its_descriptor_again() {
+    for features in [0, ORDERED] {
+        let mut rig = Rig::new(features);
+        let at = |slot: u64| Piece { addr: PAYLOAD + 64 * slot, len: 64 };
+        let mut laps = Vec::new();
+        let (mut added, mut reaped) = (0, 0);
+        while laps.len() < 3 {
+            // All are outstanding, then some are replaced, across the end of the ring too.
+            while rig.driver.free() > 0 {
+                let slot = added % u64::from(SIZE);
+                assert_eq!(rig.driver.add_each(&[at(slot)], false, slot), Ok(1));
+                added += 1;
+            }
+            rig.driver.publish();
+            assert_eq!(rig.gather(false), SIZE.into());
+            rig.device.retire(&rig.burst, 3, false).unwrap();
+            for (cookie, _) in rig.reap() {
+                assert_eq!(cookie, reaped % u64::from(SIZE));
+                reaped += 1;
+            }
+            if added % u64::from(SIZE) == 0 {
+                let mut descriptors = vec![0; 16 * usize::from(SIZE)];
+                rig.memory.read(&mut Cache::default(), DESC, &mut descriptors).unwrap();
+                laps.push(descriptors);
+            }
+        }
+        assert!(laps.iter().all(|lap| *lap == laps[0]), "{features:x}");
+    }
+}

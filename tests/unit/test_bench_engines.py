@@ -45,9 +45,21 @@ def test_a_ring_that_cannot_be_is_named() -> None:
 def test_net_cases_say_what_they_compare() -> None:
     made = net.cases(lengths=(64, 1500))
     assert len(made) == len(net.OPTION_SETS) * len(net.DIRECTIONS) * 2
-    assert {target.to for case in made for target in case.targets} == {net.DPDK}
+    for case in made:
+        looked_at = case.parameters["direction"] == "both" or (
+            case.parameters["direction"] == "receive" and "vectorized" not in case.title
+        )
+        rivals = {net.DPDK, net.DPDK_LOOKS} if looked_at else {net.DPDK}
+        assert {target.to for target in case.targets} == rivals
     alone = net.cases(against_dpdk=False)
     assert all(not case.targets for case in alone)
+    sizes = [(case.parameters["bytes"], case.parameters["ring"]) for case in net.cases()]
+    assert {ring for size, ring in sizes if size == 64} == {one.title for one in net.OPTION_SETS}
+    large = {(size, ring) for size, ring in sizes if size != 64}
+    assert large == {(length, one.title) for one, length in net.LARGE_FRAMES}
+    assert {size for size, _ in large} == {1500, 9000}
+    split = net.cases(options=net.OPTION_SETS[:1])
+    assert {case.parameters["bytes"] for case in split} == {64}
     with pytest.raises(BenchError, match="9001"):
         net.cases(lengths=(9001,))
     with pytest.raises(BenchError, match="mergeable"):
@@ -83,6 +95,11 @@ def test_the_best_in_order_ring_is_held_against_the_best_of_dpdk() -> None:
         (ours, f"{net.DPDK}: packed, in order"): True,
         (ours, f"{net.DPDK}: split, in order"): True,
     }
+    looking = _compared("split, any order", {net.DPDK_LOOKS: (70, 80)})
+    (best,) = best_in_order([faster, steady, looking])
+    targets = {(one.of, one.to): one.met for one in best.ratios if one.target is not None}
+    assert targets[ours, f"{net.DPDK_LOOKS}: split, any order"]
+    assert len(targets) == 3
     assert best_in_order([_compared("split, in order", {net.OURS: (1, 1)})]) == []
 
 

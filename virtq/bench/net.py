@@ -6,6 +6,10 @@ it out, and what our ends receive is checked by samples. Pairs whose turn it is 
 
 Our device is `virtq serve net`, our driver the core's `NetLoad`; DPDK is testpmd, as a vhost
 back-end or with its virtio-user driver.
+
+DPDK's driver leaves what it receives where it is: it passes on, or forgets, frames that it has not
+looked at, so that their cache lines never come to its processor. Beside that pair stands one in
+which it has to look, as whoever receives frames in earnest does.
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ OURS: Final = "virtq on virtq"
 OURS_UNDER_DPDK: Final = "DPDK on virtq"
 DPDK_UNDER_OURS: Final = "virtq on DPDK"
 DPDK: Final = "DPDK on DPDK"
+DPDK_LOOKS: Final = "DPDK on DPDK, frames looked at"
+"""Its driver looks for a VLAN tag in each received frame; both ways, it exchanges the addresses."""
 LOOPED_BURSTS: Final = 4
 """Bursts that two DPDKs pass to and fro when both send."""
 # DPDK keeps 128 bytes of each packet buffer for itself.
@@ -87,6 +93,14 @@ class Options:
         off += [] if kind.in_order else ["IN_ORDER"]
         return ",".join(f"-{name}" for name in off)
 
+
+LARGE_FRAMES: Final = (
+    (Options(RingKind.SPLIT_IN_ORDER), 1500),
+    (Options(RingKind.PACKED_IN_ORDER), 1500),
+    (Options(RingKind.SPLIT_IN_ORDER, mergeable=True), 9000),
+    (Options(RingKind.PACKED_IN_ORDER, mergeable=True), 9000),
+)
+"""What is measured of larger frames, unless sizes are asked for."""
 
 OPTION_SETS: Final = (
     Options(RingKind.SPLIT),
@@ -226,7 +240,7 @@ class _Load:
         self._driver.close()
 
 
-def _driver_testpmd(traffic: Traffic, socket_path: Path) -> Testpmd:
+def _driver_testpmd(traffic: Traffic, socket_path: Path, *, looks: bool = False) -> Testpmd:
     options = traffic.options
     port = VirtioUserPort(
         socket_path,
@@ -236,7 +250,12 @@ def _driver_testpmd(traffic: Traffic, socket_path: Path) -> Testpmd:
         mrg_rxbuf=options.mergeable,
         vectorized=options.vectorized,
     )
-    return Testpmd(_config(port, traffic, traffic.pin[0]))
+    config = _config(port, traffic, traffic.pin[0])
+    return Testpmd(replace(config, args=[*config.args, *(_LOOK if looks else ())]))
+
+
+# There is no hardware: the driver does it, and reads the type of every frame.
+_LOOK: Final = ("--enable-hw-vlan-strip",)
 
 
 def _device_testpmd(traffic: Traffic, socket_path: Path) -> Testpmd:
@@ -256,19 +275,25 @@ def _set_length(testpmd: Testpmd, length: int) -> None:
     testpmd.set_packet(*itertools.repeat(room, whole), *([rest] if rest else []))
 
 
-def _mode(traffic: Traffic, *, is_driver: bool) -> Literal["io", "rxonly", "txonly"]:
+Mode = Literal["io", "macswap", "rxonly", "txonly"]
+
+
+def _mode(traffic: Traffic, *, is_driver: bool, looks: bool = False) -> Mode:
     if traffic.direction == "both":
-        return "io"
+        return "macswap" if looks else "io"
     return "txonly" if traffic.sends == is_driver else "rxonly"
 
 
 class _Forwarding:
     """A testpmd that works from here on, and is counted: packets that it sent or received."""
 
-    def __init__(self, testpmd: Testpmd, traffic: Traffic, *, is_driver: bool) -> None:
-        self._testpmd, self._traffic = testpmd, traffic
-        self._mode = _mode(traffic, is_driver=is_driver)
-        if self._mode == "txonly":
+    def __init__(
+        self, testpmd: Testpmd, traffic: Traffic, *, is_driver: bool, looks: bool = False
+    ) -> None:
+        self._testpmd = testpmd
+        self._mode = _mode(traffic, is_driver=is_driver, looks=looks)
+        # What it sends, or sends first.
+        if self._mode != "rxonly":
             _set_length(testpmd, traffic.length)
 
     def start(self, first_bursts: int = 0) -> None:
@@ -326,9 +351,9 @@ class _Pair:
         self._resources.callback(load.close)
         return load
 
-    def _enter(self, testpmd: Testpmd, *, is_driver: bool) -> _Forwarding:
+    def _enter(self, testpmd: Testpmd, *, is_driver: bool, looks: bool = False) -> _Forwarding:
         self._resources.enter_context(testpmd)
-        return _Forwarding(testpmd, self.traffic, is_driver=is_driver)
+        return _Forwarding(testpmd, self.traffic, is_driver=is_driver, looks=looks)
 
 
 class OursOnOurs(_Pair):
@@ -398,11 +423,14 @@ class OursOnDpdk(_Pair):
 class DpdkOnDpdk(_Pair):
     """DPDK's driver on DPDK's vhost device."""
 
+    looks = False
+    """Whether the driver has to look at what it receives."""
+
     def _make(self) -> None:
         device = _device_testpmd(self.traffic, self._path)
         self._device = self._enter(device, is_driver=False)
-        driver = _driver_testpmd(self.traffic, self._path)
-        self._driver = self._enter(driver, is_driver=True)
+        driver = _driver_testpmd(self.traffic, self._path, looks=self.looks)
+        self._driver = self._enter(driver, is_driver=True, looks=self.looks)
         device.wait_link()
 
     def window(self, seconds: float) -> Window:
@@ -417,8 +445,15 @@ class DpdkOnDpdk(_Pair):
         return window
 
 
+class DpdkLooksOnDpdk(DpdkOnDpdk):
+    """The same, with a driver that looks at what it receives."""
+
+    looks = True
+
+
 PAIRS: Final[dict[str, Callable[[str, Traffic], Contender]]] = {
     DPDK: DpdkOnDpdk,
+    DPDK_LOOKS: DpdkLooksOnDpdk,
     OURS_UNDER_DPDK: DpdkOnOurs,
     DPDK_UNDER_OURS: OursOnDpdk,
     OURS: OursOnOurs,
@@ -440,7 +475,8 @@ def contenders(traffic: Traffic, names: Sequence[str]) -> list[Contender]:
 
 WORK: Final = (
     "The sender writes each frame, the receiver copies it out; our ends check what they receive by "
-    "samples. Frames are counted where the driver is: used, or received; both ways, both."
+    "samples. DPDK's driver leaves what it receives where it is, unless it has to look at it. "
+    "Frames are counted where the driver is: used, or received; both ways, both."
 )
 
 
@@ -448,39 +484,52 @@ def cases(
     *,
     against_dpdk: bool = True,
     directions: Sequence[Direction] = DIRECTIONS,
-    lengths: Sequence[int] = (64,),
+    lengths: Sequence[int] = (),
     options: Sequence[Options] = OPTION_SETS,
     pin: tuple[int, int] | None = None,
     quick: bool = False,
 ) -> list[Case]:
-    """What `virtq bench net` compares. Raises BenchError for a size that cannot be, or with DPDK
-    if it is not there."""
+    """What `virtq bench net` compares. Without `lengths` that is every option set with frames of 64
+    bytes, and `LARGE_FRAMES` of those kinds. Raises BenchError for a size that cannot be, or with
+    DPDK if it is not there."""
+    kinds = {one.kind for one in options}
     if quick:
         options, directions = _quickly(options), directions[:2]
     if not against_dpdk:
         options = [one for one in options if not one.vectorized]
+    wanted = list(itertools.product(options, lengths or (LENGTH_LEAST,)))
+    if not lengths and not quick:
+        wanted += [large for large in LARGE_FRAMES if large[0].kind in kinds]
     made = []
-    for one, direction, length in itertools.product(options, directions, lengths):
+    for (one, length), direction in itertools.product(wanted, directions):
         check(length, one)
         traffic = Traffic(one, direction, length, pin or (0, 1))
-        names = list(PAIRS) if against_dpdk else [OURS]
-        targets = [
-            Target(OURS, DPDK, 1.0),
-            Target(OURS_UNDER_DPDK, DPDK, 1.0),
-            Target(DPDK_UNDER_OURS, DPDK, 1.0),
-        ]
+        names = _names(traffic) if against_dpdk else [OURS]
         made.append(
             Case(
                 f"{direction}, {one.title}, {length} bytes",
                 lambda traffic=traffic, names=names: contenders(traffic, names),  # type: ignore[misc]
                 unit="frames",
                 parameters={"direction": direction, "ring": one.title, "bytes": length},
-                targets=targets if against_dpdk else (),
+                targets=_targets(names) if against_dpdk else (),
                 work=WORK,
                 look=between(traffic.pin),
             )
         )
     return made
+
+
+def _names(traffic: Traffic) -> list[str]:
+    """The pairs that can be compared. DPDK's vectorized functions look for no VLAN tag."""
+    looks = traffic.direction == "both" or (traffic.receives and not traffic.options.vectorized)
+    return [name for name in PAIRS if looks or name != DPDK_LOOKS]
+
+
+def _targets(names: Sequence[str]) -> list[Target]:
+    targets = [Target(name, DPDK, 1.0) for name in (OURS, OURS_UNDER_DPDK, DPDK_UNDER_OURS)]
+    if DPDK_LOOKS in names:
+        targets += [Target(name, DPDK_LOOKS, 1.0) for name in (OURS, DPDK_UNDER_OURS)]
+    return targets
 
 
 def _quickly(options: Sequence[Options]) -> list[Options]:

@@ -156,8 +156,7 @@ def rings(
 @click.option(
     "--size",
     type=Numbers(64, 9000),
-    default="64",
-    show_default=True,
+    show_default="64, and in order 1500 or, mergeable, 9000",
     help="Bytes of each frame, several with commas between.",
 )
 @click.option(
@@ -174,7 +173,7 @@ def rings(
 def net(
     terms: Terms,
     against: str | None,
-    size: tuple[int, ...],
+    size: tuple[int, ...] | None,
     directions: tuple[str, ...],
     kinds: tuple[RingKind, ...],
 ) -> int:
@@ -194,7 +193,7 @@ def net(
         made = cases(
             against_dpdk=against is not None,
             directions=cast("Any", directions),
-            lengths=size,
+            lengths=size or (),
             options=[one for one in OPTION_SETS if not kinds or one.kind in kinds],
             pin=terms.pin,
             quick=terms.quick,

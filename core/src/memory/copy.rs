@@ -38,6 +38,22 @@ pub unsafe fn copy_from_shared(from: *const u8, into: &mut [u8]) {
     compiler_fence(Ordering::SeqCst);
 }
 
+/// Copies `into.len()` bytes out of shared memory, each once: made for packets, of which the smallest
+/// are the most.
+///
+/// # Safety
+/// `from` must be valid for reading that many bytes.
+#[inline(always)]
+pub unsafe fn copy_frame_from_shared(from: *const u8, into: &mut [u8]) {
+    // SAFETY: valid by contract.
+    unsafe {
+        match <&mut [u8; LINE]>::try_from(&mut *into) {
+            Ok(line) => copy_wide(from, line.as_mut_ptr(), LINE),
+            Err(_) => copy_from_shared(from, into),
+        }
+    }
+}
+
 /// Copies into shared memory. A naturally aligned 1, 2, 4 or 8 bytes are one access.
 ///
 /// # Safety
@@ -117,6 +133,16 @@ pub unsafe fn fill_shared(into: *mut u8, len: usize, word: u64) {
     // SAFETY: as above.
     unsafe { into.add(whole).copy_from(words.as_ptr().cast(), len - whole) };
     compiler_fence(Ordering::SeqCst);
+}
+
+/// Stores two words into shared memory, little-endian, in one or two accesses.
+///
+/// # Safety
+/// `into` must be valid for writing 16 bytes.
+#[inline(always)]
+pub unsafe fn store_pair(into: *mut u8, words: [u64; 2]) {
+    // SAFETY: valid by contract.
+    unsafe { put(into, of_pair(words.map(u64::to_le))) };
 }
 
 /// Copies past the caches, for bytes that this processor will not look at again soon: they neither

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use crate::error::{Fault, QueueError};
 
 pub use copy::{
-    copy_from_shared, copy_streaming, copy_to_shared, fill_shared, fill_streaming, prefetch,
-    prefetch_write, streamed,
+    copy_frame_from_shared, copy_from_shared, copy_streaming, copy_to_shared, fill_shared,
+    fill_streaming, prefetch, prefetch_write, store_pair, streamed,
 };
 pub use error::MemoryError;
 pub use iotlb::{Iotlb, MAX_TRANSLATIONS};

@@ -10,7 +10,7 @@ use super::Segment;
 use crate::memory::Memory;
 
 /// The most buffers of a burst.
-pub const BURST_MAX: usize = 64;
+pub const BURST_MAX: usize = 96;
 
 /// Buffers of one segment each, all device-readable or all device-writable, oldest first.
 #[repr(align(128))]
@@ -18,8 +18,9 @@ pub struct Burst {
     segments: [Segment; BURST_MAX],
     ids: [u16; BURST_MAX],
     written: [u32; BURST_MAX],
-    /// Bytes of all of them.
+    /// Bytes of all of them, and of the shortest.
     bytes: u64,
+    shortest: u32,
     len: usize,
     blocked: bool,
     /// Where in the ring it begins: slot or index, and wrap counter.
@@ -41,6 +42,7 @@ impl Default for Burst {
             ids: [0; BURST_MAX],
             written: [0; BURST_MAX],
             bytes: 0,
+            shortest: u32::MAX,
             len: 0,
             blocked: false,
             start: (0, false),
@@ -87,11 +89,29 @@ impl Burst {
         self.written[index] = written;
     }
 
+    /// How many buffers, from the first on, have room for so many bytes.
+    #[inline]
+    pub fn at_least(&self, bytes: u32) -> usize {
+        if self.shortest >= bytes {
+            return self.len;
+        }
+        self.segments().iter().take_while(|segment| segment.len >= bytes).count()
+    }
+
+    /// Say that so many bytes were written to each of the first `count` buffers: no more than any of
+    /// them has.
+    #[inline]
+    pub fn set_all_written(&mut self, count: usize, written: u32) {
+        assert!(count <= self.at_least(written));
+        self.written[..count].fill(written);
+    }
+
     /// Hold `memory` and forget the buffers.
     #[inline]
     pub(super) fn restart(&mut self, memory: &Arc<Memory>, start: (u16, bool)) {
         self.len = 0;
         self.bytes = 0;
+        self.shortest = u32::MAX;
         self.blocked = true;
         self.start = start;
         match &self.memory {
@@ -112,6 +132,7 @@ impl Burst {
         self.ids[index] = id;
         self.written[index] = 0;
         self.bytes += u64::from(segment.len);
+        self.shortest = self.shortest.min(segment.len);
     }
 
     #[inline]

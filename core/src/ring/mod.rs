@@ -49,8 +49,9 @@ pub const DESCRIPTOR_SIZE: usize = 16;
 /// The largest queue (2.7, 2.8.1).
 pub const QUEUE_SIZE_MAX: u32 = 32768;
 
-/// A piece of a buffer, as a driver names it.
+/// A piece of a buffer, as a driver names it. It begins as a descriptor does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Piece {
     /// Guest address.
     pub addr: u64,

@@ -1,7 +1,7 @@
 //! What was carried and what was dropped, readable while the paths run.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -23,6 +23,13 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct Counters {
             $($name: AtomicU64,)+
+        }
+
+        impl Tally {
+            /// Both together.
+            fn plus(self, other: Self) -> Self {
+                Self { $($name: self.$name.wrapping_add(other.$name),)+ }
+            }
         }
 
         impl Counters {
@@ -61,27 +68,76 @@ counters! {
     dropped_disabled,
 }
 
-/// Where a path counts: its own counters, and those of its direction at the port, which outlive it.
-#[derive(Clone, Default)]
+impl Counters {
+    /// As `add`, on the only thread that counts packets and bytes here. A read-modify-write would wait
+    /// until every frame that was just written has its cache line, in the middle of the work.
+    fn add_alone(&self, tally: &Tally) {
+        for (counter, count) in [(&self.packets, tally.packets), (&self.bytes, tally.bytes)] {
+            if count > 0 {
+                let sum = counter.load(Ordering::Relaxed).wrapping_add(count);
+                counter.store(sum, Ordering::Relaxed);
+            }
+        }
+        self.add(&Tally { packets: 0, bytes: 0, ..*tally });
+    }
+}
+
+/// All paths of one direction of a port: those that have ended, and the counters of those that are
+/// there.
+#[derive(Debug, Default)]
+pub struct Totals {
+    paths: Mutex<(Tally, Vec<Arc<Counters>>)>,
+}
+
+impl Totals {
+    fn lock(&self) -> MutexGuard<'_, (Tally, Vec<Arc<Counters>>)> {
+        self.paths.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// What all of them counted so far.
+    pub fn read(&self) -> Tally {
+        let paths = self.lock();
+        paths.1.iter().fold(paths.0, |sum, path| sum.plus(path.read()))
+    }
+
+    fn end(&self, path: &Arc<Counters>) {
+        let mut paths = self.lock();
+        let (ended, there) = &mut *paths;
+        if let Some(at) = there.iter().position(|one| Arc::ptr_eq(one, path)) {
+            *ended = ended.plus(there.swap_remove(at).read());
+        }
+    }
+}
+
+/// Where a path counts: counters of its own, which those of its direction at the port sum up, also
+/// when it is gone. Only the path counts packets and bytes.
 pub struct Ledger {
     path: Arc<Counters>,
-    port: Arc<Counters>,
+    port: Arc<Totals>,
 }
 
 impl Ledger {
     /// Counters of a new path at a port.
-    pub(super) fn new(port: &Arc<Counters>) -> Self {
-        Self { path: Arc::default(), port: Arc::clone(port) }
+    pub(super) fn new(port: &Arc<Totals>) -> Self {
+        let path = Arc::<Counters>::default();
+        port.lock().1.push(Arc::clone(&path));
+        Self { path, port: Arc::clone(port) }
     }
 
     /// Count all of a tally.
-    pub fn add(&self, tally: &Tally) {
-        self.path.add(tally);
-        self.port.add(tally);
+    #[inline]
+    pub fn add(&mut self, tally: &Tally) {
+        self.path.add_alone(tally);
     }
 
     /// The counters of the path.
     pub fn path(&self) -> &Arc<Counters> {
         &self.path
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.port.end(&self.path);
     }
 }

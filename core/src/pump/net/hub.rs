@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::flow::Flows;
-use super::{BATCH, Frames, HEADER_BYTES, Ledger, Link, Receiver, Sender, Tally};
+use super::{BATCH, Counters, Frames, HEADER_BYTES, Ledger, Link, Receiver, Sender, Tally};
 use crate::queue::Event;
 
 /// Packets and bytes that wait for one receive queue.
@@ -144,7 +144,7 @@ impl Link for HubLink {
 
     fn receiver(&self, pair: u16, ledger: &Ledger) -> io::Result<Box<dyn Receiver>> {
         let membership = Arc::clone(&self.membership);
-        let inbox = Arc::new(Inbox::new(pair, ledger.clone())?);
+        let inbox = Arc::new(Inbox::new(pair, Arc::clone(ledger.path()))?);
         let mut state = membership.hub.write();
         if let Some(member) = state.members.iter_mut().find(|member| member.id == membership.id) {
             member.inboxes.push(Arc::clone(&inbox));
@@ -205,7 +205,7 @@ struct Inbox {
     enabled: AtomicBool,
     waiting: Mutex<Waiting>,
     arrived: Event,
-    ledger: Ledger,
+    counters: Arc<Counters>,
 }
 
 #[derive(Default)]
@@ -218,13 +218,13 @@ struct Waiting {
 }
 
 impl Inbox {
-    fn new(pair: u16, ledger: Ledger) -> io::Result<Self> {
+    fn new(pair: u16, counters: Arc<Counters>) -> io::Result<Self> {
         Ok(Self {
             pair,
             enabled: AtomicBool::new(false),
             waiting: Mutex::default(),
             arrived: Event::create()?,
-            ledger,
+            counters,
         })
     }
 
@@ -242,7 +242,7 @@ impl Inbox {
             || waiting.bytes + packet.len() > INBOX_BYTES_MAX;
         if is_full {
             drop(waiting);
-            self.ledger.add(&Tally { dropped_inbox_full: 1, ..Tally::default() });
+            self.counters.add(&Tally { dropped_inbox_full: 1, ..Tally::default() });
             return;
         }
         let mut copy = waiting.spares.pop().unwrap_or_default();

@@ -4,12 +4,15 @@
 //! them can tell them apart and check them. Of what it receives, one frame in 32 is checked:
 //! such a frame byte for byte, an IPv4 one by its checksum and length.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::frame::{Check, Maker, check};
 use super::{FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 use crate::error::{Fault, QueueError};
-use crate::memory::{Access, copy_from_shared, copy_to_shared, prefetch, prefetch_write};
+use crate::memory::{
+    Access, copy_frame_from_shared, copy_from_shared, copy_to_shared, prefetch, prefetch_write,
+};
 use crate::pump::loopback::run_on;
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, Reaped};
@@ -149,6 +152,15 @@ impl Slab {
         self.hosts[cookie as usize]
     }
 
+    /// Where the next `count` buffers to be added are, at most all: up to the last one, and from the
+    /// first one on.
+    #[inline]
+    fn upcoming(&self, count: usize) -> [&[*mut u8]; 2] {
+        let (first, next) = self.hosts.split_at(self.next);
+        let straight = count.min(next.len());
+        [&next[..straight], &first[..count - straight]]
+    }
+
     /// Add `count` buffers in turn, cookies their places.
     fn add(
         &mut self,
@@ -175,8 +187,13 @@ impl Slab {
     }
 }
 
+/// Frames of the next batch whose lines are asked for beside those of this one.
+const NEXT: usize = 16;
+
 struct Transmit {
     slab: Slab,
+    /// The next so many frames' lines were asked for.
+    asked: usize,
     maker: Maker,
     reaped: Vec<Reaped>,
     done: u64,
@@ -192,18 +209,19 @@ impl Transmit {
                 return Ok(false);
             }
         }
-        let mut at = self.slab.next;
-        // The device has read these lines last.
-        for ahead in 0..setup.batch {
-            let ahead = at + ahead;
-            let buffers = self.slab.hosts.len();
-            let ahead = if ahead < buffers { ahead } else { ahead - buffers };
-            prefetch_write(self.slab.hosts[ahead].wrapping_add(setup.header_bytes));
-        }
-        for number in self.slab.number..self.slab.number + setup.batch as u64 {
-            // SAFETY: a whole buffer of the slab, which the device does not have.
-            unsafe { self.maker.write(self.slab.hosts[at].add(setup.header_bytes), number) };
-            at = if at + 1 == self.slab.hosts.len() { 0 } else { at + 1 };
+        let header_bytes = setup.header_bytes;
+        // The device has read these lines last: those of the next batch come while this one is written.
+        let free = queue.free().min(setup.batch + NEXT);
+        let lines = self.slab.upcoming(free).into_iter().flatten().skip(self.asked);
+        lines.for_each(|host| prefetch_write(host.wrapping_add(header_bytes)));
+        self.asked = free - setup.batch;
+        let hosts = self.slab.upcoming(setup.batch);
+        let mut number = self.slab.number;
+        for hosts in hosts {
+            let frames = hosts.iter().map(|host| host.wrapping_add(header_bytes));
+            // SAFETY: in whole buffers of the slab, which the device does not have.
+            unsafe { self.maker.write_each(frames, number) };
+            number += hosts.len() as u64;
         }
         self.slab.add(queue, setup.batch, false)?;
         queue.kick_soon()?;
@@ -245,11 +263,10 @@ impl Receive {
         let mut place = 0;
         while place < got {
             let end = got.min(place + setup.batch);
-            for place in place..end {
-                if let Some(one) = self.reaped.get(place + AHEAD) {
-                    self.prefetch(one, setup);
-                }
-                self.take(place, queue, setup)?;
+            if setup.mergeable {
+                self.take_pieces(place..end, queue, setup)?;
+            } else {
+                self.take_plain(place..end, setup)?;
             }
             place = end;
             // Those that are still to be copied are free already.
@@ -259,6 +276,54 @@ impl Receive {
             added = self.make_available(queue, 0, setup)?;
         }
         Ok(got > 0 || added)
+    }
+
+    /// Copy out packets that may be spread over several buffers.
+    fn take_pieces(
+        &mut self,
+        places: Range<usize>,
+        queue: &DriverQueue,
+        setup: &LoadSetup,
+    ) -> Result<(), LoadError> {
+        for place in places {
+            if let Some(one) = self.reaped.get(place + AHEAD) {
+                self.prefetch(one, setup);
+            }
+            self.take(place, queue, setup)?;
+        }
+        Ok(())
+    }
+
+    /// Copy out packets of one buffer each.
+    #[inline]
+    fn take_plain(&mut self, places: Range<usize>, setup: &LoadSetup) -> Result<(), LoadError> {
+        let skip = setup.header_bytes;
+        for place in places {
+            if let Some(one) = self.reaped.get(place + AHEAD) {
+                prefetch(self.slab.host(one.cookie).wrapping_add(skip));
+            }
+            let Reaped { cookie, written } = self.reaped[place];
+            let Some(bytes) = (written as usize).checked_sub(skip) else {
+                self.report.malformed += 1;
+                continue;
+            };
+            let mut start = (self.start + self.bytes).next_multiple_of(LINE_BYTES as usize);
+            if start >= COPIES_BYTES {
+                start = 0;
+            }
+            let copy = &mut self.copies[start..start + bytes];
+            // SAFETY: a whole buffer of the slab, as long as what was written at least; the ring
+            // checked that.
+            unsafe { copy_frame_from_shared(self.slab.host(cookie).add(skip), copy) };
+            (self.start, self.bytes) = (start, bytes);
+            self.report.received += 1;
+            self.report.bytes += bytes as u64;
+            // At once: the next packet may be copied over this one.
+            if self.report.received.is_multiple_of(SAMPLED) {
+                self.verify()?;
+            }
+        }
+        Ok(())
     }
 
     /// Give back what there is beside `kept` buffers, once it is a batch.
@@ -416,7 +481,7 @@ impl Load {
                     unsafe { copy_to_shared(*host, &vec![0; setup.header_bytes]) };
                 }
                 let maker = Maker::new(setup.length);
-                Ok::<_, QueueError>(Transmit { slab, maker, reaped: Vec::new(), done: 0 })
+                Ok::<_, QueueError>(Transmit { slab, asked: 0, maker, reaped: Vec::new(), done: 0 })
             })
             .transpose()?;
         let receive = receive
@@ -454,14 +519,7 @@ impl Load {
         let duration = duration.min(RUN_MAX);
         while start.elapsed() < duration {
             for _ in 0..ROUNDS {
-                let mut progress = false;
-                if let (Some(end), Some(queue)) = (&mut self.transmit, transmit.as_deref_mut()) {
-                    progress |= end.round(queue, &self.setup)?;
-                }
-                if let (Some(end), Some(queue)) = (&mut self.receive, receive.as_deref_mut()) {
-                    progress |= end.round(queue, &self.setup)?;
-                }
-                if !progress {
+                if !self.round(transmit.as_deref_mut(), receive.as_deref_mut())? {
                     settle(transmit.as_deref_mut(), receive.as_deref_mut())?;
                     std::hint::spin_loop();
                 }
@@ -481,6 +539,38 @@ impl Load {
             verified: after.verified - before.verified,
             malformed: after.malformed - before.malformed,
         })
+    }
+
+    /// So many rounds, wherever we are; returns how many frames were sent or received.
+    pub fn turn(
+        &mut self,
+        mut transmit: Option<&mut DriverQueue>,
+        mut receive: Option<&mut DriverQueue>,
+        rounds: usize,
+    ) -> Result<u64, LoadError> {
+        let before = self.count(transmit.as_deref(), receive.as_deref());
+        for _ in 0..rounds {
+            self.round(transmit.as_deref_mut(), receive.as_deref_mut())?;
+        }
+        let after = self.count(transmit.as_deref(), receive.as_deref());
+        Ok(after.transmitted + after.received - before.transmitted - before.received)
+    }
+
+    /// One round of each queue; whether anything was done.
+    #[inline]
+    fn round(
+        &mut self,
+        transmit: Option<&mut DriverQueue>,
+        receive: Option<&mut DriverQueue>,
+    ) -> Result<bool, LoadError> {
+        let mut progress = false;
+        if let (Some(end), Some(queue)) = (&mut self.transmit, transmit) {
+            progress |= end.round(queue, &self.setup)?;
+        }
+        if let (Some(end), Some(queue)) = (&mut self.receive, receive) {
+            progress |= end.round(queue, &self.setup)?;
+        }
+        Ok(progress)
     }
 
     fn count(&self, transmit: Option<&DriverQueue>, receive: Option<&DriverQueue>) -> LoadReport {

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::counters::Totals;
 use super::{Counters, HEADER_BYTES, Ledger, ReceivePath, Tally, TransmitPath};
 use crate::memory::copy_from_shared;
 use crate::pump::Poller;
@@ -126,10 +127,16 @@ pub trait Receiver: Send {
         false
     }
 
-    /// Put the next packets into plain buffers, one each from the first on, and say what was written;
-    /// returns how many. None where that is not possible: then `next` is asked. No frame may be larger
-    /// than `frame_bytes_max`.
-    fn fill(&mut self, _burst: &mut Burst, _frame_bytes_max: usize, _tally: &mut Tally) -> usize {
+    /// Put the next packets into plain buffers, one each from the first on and into `most` of them at
+    /// most, and say what was written; returns how many. None where that is not possible: then `next`
+    /// is asked. No frame may be larger than `frame_bytes_max`.
+    fn fill(
+        &mut self,
+        _burst: &mut Burst,
+        _most: usize,
+        _frame_bytes_max: usize,
+        _tally: &mut Tally,
+    ) -> usize {
         0
     }
 
@@ -176,8 +183,8 @@ pub struct Port {
     link: Arc<dyn Link>,
     /// Of each queue pair, the thread that polls for it.
     pollers: Mutex<BTreeMap<u16, Arc<Poller>>>,
-    transmitted: Arc<Counters>,
-    received: Arc<Counters>,
+    transmitted: Arc<Totals>,
+    received: Arc<Totals>,
 }
 
 impl Port {

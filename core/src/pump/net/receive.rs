@@ -7,6 +7,7 @@ use super::{
     Tally,
 };
 use crate::error::QueueError;
+use crate::memory::prefetch_write;
 use crate::pump::{Path, Wants};
 use crate::queue::DeviceQueue;
 use crate::ring::{Batch, Burst};
@@ -14,6 +15,10 @@ use crate::ring::{Batch, Burst};
 const BUFFERS: Wants = Wants { buffers: true, source: false };
 const PACKETS: Wants = Wants { buffers: false, source: true };
 const NOTHING: Wants = Wants { buffers: false, source: false };
+
+/// Buffers behind a full burst whose lines are asked for as well. The driver has read them last: those of
+/// the next burst come while this one is written.
+const AHEAD: usize = 16;
 
 /// A VLAN tag may come on top of the MTU, as the Ethernet header does.
 const VLAN_BYTES: usize = 4;
@@ -37,6 +42,8 @@ pub struct ReceivePath {
     batch: Batch,
     /// The first buffer of the batch that is not completed.
     next: usize,
+    /// Buffers of the last burst that were not filled, though their lines were asked for.
+    asked: usize,
     /// The packet whose turn it is; empty if there is none.
     packet: Vec<u8>,
     wants: Wants,
@@ -64,6 +71,7 @@ impl ReceivePath {
             burst: Burst::new(),
             batch: Batch::new(),
             next: 0,
+            asked: 0,
             packet: Vec::new(),
             wants: PACKETS,
         }
@@ -78,14 +86,20 @@ impl ReceivePath {
         if !self.packet.is_empty() || !self.receiver.fills() {
             return Ok(None);
         }
-        if queue.gather(BATCH, true, &mut self.burst)? == 0 {
+        if queue.gather(BATCH + AHEAD, true, &mut self.burst)? == 0 {
             if self.burst.is_blocked() {
                 return Ok(None);
             }
             self.wants = BUFFERS;
             return Ok(Some(0));
         }
-        let filled = self.receiver.fill(&mut self.burst, self.frame_bytes_max, tally);
+        let segments = self.burst.segments();
+        for segment in segments.iter().skip(self.asked) {
+            prefetch_write(segment.ptr.wrapping_add(HEADER_BYTES));
+        }
+        let found = segments.len();
+        let filled = self.receiver.fill(&mut self.burst, BATCH, self.frame_bytes_max, tally);
+        self.asked = found - filled;
         queue.retire(&self.burst, filled, true)?;
         Ok((filled > 0).then_some(filled))
     }

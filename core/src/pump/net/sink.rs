@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::frame::{Check, check_sequence};
 use super::{FRAME_BYTES_MAX, Frames, HEADER_BYTES, Ledger, Link, Receiver, Sender, Tally};
-use crate::memory::copy_from_shared;
+use crate::memory::copy_frame_from_shared;
 use crate::ring::Segment;
 
 /// Copies frames out of guest memory and forgets them; or sums them up and keeps the last ones, so
@@ -103,7 +103,10 @@ impl Forget {
             last = start..start + len;
             // SAFETY: mapped while the burst holds it; it is longer than a header.
             unsafe {
-                copy_from_shared(segment.ptr.add(HEADER_BYTES), &mut self.copies[last.clone()]);
+                copy_frame_from_shared(
+                    segment.ptr.add(HEADER_BYTES),
+                    &mut self.copies[last.clone()],
+                );
             }
             bytes += len;
         }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::frame::{Maker, put_header};
 use super::sink::Forget;
-use crate::memory::prefetch_write;
 use crate::ring::Burst;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 
 /// Gives frames that can be told apart and checked: behind the Ethernet header a sequence number in 8
 /// big-endian bytes, then bytes that count up from its lowest one, cut to the size. Every queue pair
-/// that asks gets the next number. What is sent here is forgotten.
+/// that asks gets the next number, or the next few. What is sent here is forgotten.
 pub struct SourceLink {
     size: usize,
     made: Arc<Made>,
@@ -35,17 +35,15 @@ impl Made {
         self.returned.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn claim(&self) -> Option<u64> {
-        if self.some_returned.load(Ordering::Relaxed) {
-            let mut returned = self.lock();
-            let first = returned.pop_first();
-            self.some_returned.store(!returned.is_empty(), Ordering::Relaxed);
-            if first.is_some() {
-                return first;
-            }
+    /// The first of those that came back.
+    fn claim_returned(&self) -> Option<u64> {
+        if !self.some_returned.load(Ordering::Relaxed) {
+            return None;
         }
-        let (first, count) = self.claim_new(1);
-        (count == 1).then_some(first)
+        let mut returned = self.lock();
+        let first = returned.pop_first();
+        self.some_returned.store(!returned.is_empty(), Ordering::Relaxed);
+        first
     }
 
     fn claim_new(&self, most: usize) -> (u64, usize) {
@@ -65,12 +63,6 @@ impl Made {
         let mut returned = self.lock();
         returned.insert(number);
         self.some_returned.store(true, Ordering::Relaxed);
-    }
-
-    /// The first of up to `most` numbers in a row, and how many they are. None while some came back:
-    /// those go first, one by one.
-    fn claim_many(&self, most: usize) -> (u64, usize) {
-        if self.some_returned.load(Ordering::Relaxed) { (0, 0) } else { self.claim_new(most) }
     }
 }
 
@@ -95,25 +87,63 @@ impl Link for SourceLink {
 
     fn receiver(&self, _pair: u16, _ledger: &Ledger) -> io::Result<Box<dyn Receiver>> {
         let made = Arc::clone(&self.made);
-        Ok(Box::new(Generator { maker: Maker::new(self.size), made, last: 0 }))
+        Ok(Box::new(Generator { maker: Maker::new(self.size), made, own: 0..0, last: 0 }))
     }
 }
 
 /// The header of a packet without offloads in one buffer.
 const ONE_BUFFER: [u8; HEADER_BYTES] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// How many frames ahead their first line is asked for: the driver has read it last.
-const AHEAD: usize = 16;
+/// Of numbers without end, how many a queue pair claims at once: each claim waits until all frames that
+/// were just written have their lines.
+const CLAIM: usize = 1024;
 
 struct Generator {
     maker: Maker,
     made: Arc<Made>,
+    /// Numbers that are claimed and not made yet.
+    own: Range<u64>,
     last: u64,
+}
+
+impl Generator {
+    /// The first of up to `most` numbers in a row, and how many they are. None while some came back:
+    /// those go first, one by one.
+    fn claim(&mut self, most: usize) -> (u64, usize) {
+        if self.made.some_returned.load(Ordering::Relaxed) {
+            return (0, 0);
+        }
+        if self.own.is_empty() {
+            let wanted = if self.made.count.is_none() { CLAIM } else { most };
+            let (first, count) = self.made.claim_new(wanted);
+            self.own = first..first + count as u64;
+        }
+        let first = self.own.start;
+        let count = (self.own.end - first).min(most as u64);
+        self.own.start += count;
+        (first, count as usize)
+    }
+}
+
+impl Drop for Generator {
+    /// Whoever asks next goes on where this one ends. If others have gone on already, the rest is left
+    /// out: each sees numbers that go up.
+    fn drop(&mut self) {
+        let Range { start, end } = self.own;
+        let next = &self.made.next;
+        let _ = next.compare_exchange(end, start, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 impl Receiver for Generator {
     fn next(&mut self, packet: &mut Vec<u8>, _tally: &mut Tally) -> bool {
-        let Some(sequence) = self.made.claim() else { return false };
+        let sequence = match self.made.claim_returned() {
+            Some(returned) => returned,
+            None => match self.claim(1) {
+                (first, 1) => first,
+                _ => return false,
+            },
+        };
         self.last = sequence;
         packet.extend_from_slice(&[0; HEADER_BYTES]);
         packet.extend_from_slice(self.maker.frame(sequence));
@@ -126,28 +156,27 @@ impl Receiver for Generator {
             && made.count.is_none_or(|count| made.next.load(Ordering::Relaxed) < count)
     }
 
-    fn fill(&mut self, burst: &mut Burst, frame_bytes_max: usize, tally: &mut Tally) -> usize {
+    fn fill(
+        &mut self,
+        burst: &mut Burst,
+        most: usize,
+        frame_bytes_max: usize,
+        tally: &mut Tally,
+    ) -> usize {
         let size = self.maker.size();
         let needed = (HEADER_BYTES + size) as u32;
-        let wide = burst.segments().iter().take_while(|segment| segment.len >= needed).count();
         if size > frame_bytes_max {
             return 0;
         }
-        let (first, count) = self.made.claim_many(wide);
-        let frame = |index: usize| burst.segments()[index].ptr.wrapping_add(HEADER_BYTES);
-        (0..count.min(AHEAD)).for_each(|index| prefetch_write(frame(index)));
-        for index in 0..count {
-            if index + AHEAD < count {
-                prefetch_write(burst.segments()[index + AHEAD].ptr.wrapping_add(HEADER_BYTES));
-            }
-            let host = burst.segments()[index].ptr;
-            // SAFETY: the segment is mapped while the burst holds it, and long enough.
-            unsafe {
-                put_header(host, &ONE_BUFFER);
-                self.maker.write(host.add(HEADER_BYTES), first + index as u64);
-            }
-            burst.set_written(index, needed);
-        }
+        let (first, count) = self.claim(burst.at_least(needed).min(most));
+        let frames = burst.segments()[..count].iter().map(|segment| {
+            // SAFETY: the segment is mapped while the burst holds it, and has room for a header.
+            unsafe { put_header(segment.ptr, &ONE_BUFFER) };
+            segment.ptr.wrapping_add(HEADER_BYTES)
+        });
+        // SAFETY: as above, and room for a frame.
+        unsafe { self.maker.write_each(frames, first) };
+        burst.set_all_written(count, needed);
         if let Some(before_last) = (count as u64).checked_sub(1) {
             self.last = first + before_last;
         }

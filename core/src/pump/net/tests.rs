@@ -242,6 +242,47 @@ fn receive_gives_each_packet_one_buffer() {
 }
 
 #[test]
+fn numbers_that_a_path_has_not_used_go_to_the_next_one() {
+    let port = source(100, None);
+    let mut rig = Rig::new(feature::IN_ORDER);
+    let mut round = |path: &mut ReceivePath, count: usize| {
+        (0..count).for_each(|_| rig.offer(1526));
+        assert_eq!(path.round(&mut rig.queue, true), Ok(count));
+        rig.received().iter().map(|packet| packet[HEADER_BYTES..].to_vec()).collect::<Vec<_>>()
+    };
+    let all = |numbers: std::ops::Range<u64>| numbers.map(|n| made(n, 100)).collect::<Vec<_>>();
+    let (mut first, _) = port.receive(0, false, None).unwrap();
+    assert_eq!(round(&mut first, 5), all(0..5));
+    drop(first);
+    let (mut second, _) = port.receive(0, false, None).unwrap();
+    assert_eq!(round(&mut second, 3), all(5..8), "nothing is left out");
+    let (mut third, _) = port.receive(0, false, None).unwrap();
+    let sequence = |frame: &[u8]| u64::from_be_bytes(frame[14..22].try_into().unwrap());
+    let number = sequence(&round(&mut third, 1)[0]);
+    assert!(number >= 8, "nothing comes twice");
+    drop(second);
+    assert_eq!(round(&mut third, 2), all(number + 1..number + 3), "and they go up");
+}
+
+#[test]
+fn a_port_counts_what_paths_carried_that_are_gone() {
+    let port = source(100, None);
+    let mut carried = 0;
+    for features in KINDS {
+        let (mut path, counters) = port.receive(0, false, None).unwrap();
+        let (_other, _) = port.receive(0, false, None).unwrap();
+        let mut rig = Rig::new(features);
+        (0..7).for_each(|_| rig.offer(1526));
+        assert_eq!(path.round(&mut rig.queue, true), Ok(7));
+        carried += 7;
+        let expected = Tally { packets: carried, bytes: 100 * carried, ..Tally::default() };
+        assert_eq!(port.received(), expected, "while it is there");
+        drop(path);
+        assert_eq!((port.received(), counters.read().packets), (expected, 7), "once it is gone");
+    }
+}
+
+#[test]
 fn receive_spreads_a_packet_over_buffers() {
     for features in KINDS {
         let port = source(1000, Some(20));

@@ -12,7 +12,9 @@ use crate::memory::Memory;
 use crate::notify::{EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, Passed, event_word, packed_wanted};
 use crate::order::{Order, Taken, Token, UsedEntry};
 use crate::ring::chain::{Chain, Descriptor, Table};
-use crate::ring::{BURST_MAX, Batch, Burst, Common, DeviceHalf, Position, Segment, flags};
+use crate::ring::{
+    BURST_MAX, Batch, Burst, Common, DESCRIPTOR_SIZE, DeviceHalf, Position, Segment, flags,
+};
 
 /// Flags that tell whether a descriptor is available, plain, and in which direction.
 const PLAIN: u16 = flags::AVAIL | flags::USED | flags::NEXT | flags::INDIRECT | flags::WRITE;
@@ -175,6 +177,31 @@ impl<O: Order> PackedDevice<O> {
         self.passed = self.passed.saturating_add(slots);
     }
 
+    /// A used descriptor for each of the first `count` buffers of a burst, at least one.
+    #[inline]
+    fn retire_each(&self, burst: &Burst, count: usize) {
+        let ring = &self.areas.ring;
+        let word = |index: usize, lap: u16| {
+            let (id, written) = burst.used(index);
+            let write = if written > 0 { flags::WRITE } else { 0 };
+            Descriptor::word(written, id, lap | write)
+        };
+        let (mut at, mut done) = (self.next_used, 0);
+        while done < count {
+            let stretch = usize::from(self.common.size - at.slot).min(count - done);
+            let (base, lap) = (at.offset() + 8, at.used_flags());
+            for slot in usize::from(done == 0)..stretch {
+                let offset = base + slot * DESCRIPTOR_SIZE;
+                ring.store64(offset, word(done + slot, lap), Ordering::Relaxed);
+            }
+            done += stretch;
+            at = at.advanced(stretch as u32, self.common.size);
+        }
+        // The first one last, as in `flush`.
+        let (first, lap) = (self.next_used.offset() + 8, self.next_used.used_flags());
+        ring.store64(first, word(0, lap), Ordering::Release);
+    }
+
     fn advance_used(&mut self, used: &UsedEntry) {
         self.next_used = self.next_used.advanced(used.slots, self.common.size);
         self.slots_taken -= used.slots;
@@ -279,25 +306,34 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         let mut at = self.next_avail;
         self.taken.begin_burst();
         let (mut len, mut blocked) = (0, false);
-        while len < most {
+        'burst: while len < most {
+            let stretch = usize::from(self.common.size - at.slot).min(most - len);
             // Availability, direction and plainness in one comparison.
             let wanted = at.available_flags() | write_flag;
-            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
-            if (word >> 48) as u16 & PLAIN != wanted {
-                blocked = at.is_available((word >> 48) as u16);
-                break;
+            let base = at.offset();
+            for slot in 0..stretch {
+                let offset = base + slot * DESCRIPTOR_SIZE;
+                let word = self.areas.ring.load64(offset + 8, Ordering::Acquire);
+                let high = (word >> 48) as u16;
+                if high & PLAIN != wanted {
+                    blocked = at.is_available(high);
+                    break 'burst;
+                }
+                let addr = self.areas.ring.load64(offset, Ordering::Relaxed);
+                let read = Descriptor::from_words(addr, word);
+                let place = if read.len > 0 && self.taken.admits_to_burst(read.low) {
+                    self.common.locate(&mut window, addr, read.len)
+                } else {
+                    None
+                };
+                let Some(ptr) = place else {
+                    blocked = true;
+                    break 'burst;
+                };
+                burst.put(len, read.low, Segment { ptr, addr, len: read.len });
+                len += 1;
             }
-            blocked = true;
-            let addr = self.areas.ring.load64(at.offset(), Ordering::Relaxed);
-            let read = Descriptor::from_words(addr, word);
-            if read.len == 0 || !self.taken.admits_to_burst(read.low) {
-                break;
-            }
-            let Some(ptr) = self.common.locate(&mut window, addr, read.len) else { break };
-            burst.put(len, read.low, Segment { ptr, addr, len: read.len });
-            at = at.advanced(1, self.common.size);
-            len += 1;
-            blocked = false;
+            at = at.advanced(stretch as u32, self.common.size);
         }
         self.common.window = window;
         burst.set_len(len, blocked);
@@ -315,7 +351,6 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         if count == 0 {
             return Ok(0);
         }
-        let size = self.common.size;
         if count == 1 || O::IN_ORDER && self.merge && !write {
             // One for all of them (2.8.8).
             let (id, written) = burst.used(count - 1);
@@ -327,39 +362,23 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
             self.common.check_mapping()?;
             return Ok(1);
         }
-        let end =
-            |from| if O::IN_ORDER && self.merge { burst.run_end(from, count, write) } else { from };
-        let entry = |from: usize, last: usize, at: Cursor| {
+        if !(O::IN_ORDER && self.merge) {
+            self.retire_each(burst, count);
+            self.pass(count as u32);
+            self.common.check_mapping()?;
+            return Ok(count);
+        }
+        // Forward, as in `flush`.
+        let (mut at, mut from, mut entries) = (self.next_used, 0, 0);
+        while from < count {
+            let last = burst.run_end(from, count, write);
             let (id, written) = burst.used(last);
             let write = if written > 0 { flags::WRITE } else { 0 };
-            (
-                at.offset() + 8,
-                Descriptor::word(written, id, at.used_flags() | write),
-                last + 1 - from,
-            )
-        };
-        let ring = &self.areas.ring;
-        // As in `flush`.
-        let forward = O::IN_ORDER && self.merge;
-        let mut last = end(0);
-        let (first_offset, first_word, mut covered) = entry(0, last, self.next_used);
-        if forward {
-            ring.store64(first_offset, first_word, Ordering::Release);
-        }
-        let mut at = self.next_used;
-        let mut entries = 1;
-        while last + 1 < count {
-            at = at.advanced(covered as u32, size);
-            let from = last + 1;
-            last = end(from);
-            let (offset, word, slots) = entry(from, last, at);
-            let order = if forward { Ordering::Release } else { Ordering::Relaxed };
-            ring.store64(offset, word, order);
-            covered = slots;
+            let word = Descriptor::word(written, id, at.used_flags() | write);
+            self.areas.ring.store64(at.offset() + 8, word, Ordering::Release);
+            at = at.advanced((last + 1 - from) as u32, self.common.size);
+            from = last + 1;
             entries += 1;
-        }
-        if !forward {
-            ring.store64(first_offset, first_word, Ordering::Release);
         }
         self.pass(count as u32);
         self.common.check_mapping()?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Cursor, PackedAreas};
+use super::{Cursor, PackedAreas, lines};
 use crate::area::{Ordering, full_fence};
 use crate::error::{Fault, QueueError};
 use crate::memory::Memory;
@@ -121,6 +121,25 @@ impl<O: Order> PackedDriver<O> {
         self.next_avail = at.advanced(1, self.common.size);
     }
 
+    /// A plain descriptor for each piece, in order: its identifier is its slot.
+    #[inline]
+    fn write_row(&mut self, pieces: &[Piece], descriptor_flags: u16) {
+        let mut rest = pieces;
+        if self.held.is_none() {
+            let [first, others @ ..] = pieces else { return };
+            self.write_descriptor(*first, self.next_avail.slot, descriptor_flags);
+            rest = others;
+        }
+        while !rest.is_empty() {
+            let at = self.next_avail;
+            let straight = usize::from(self.common.size - at.slot).min(rest.len());
+            let (now, later) = rest.split_at(straight);
+            lines::write(&self.areas.ring, at.slot, now, descriptor_flags | at.available_flags());
+            self.next_avail = at.advanced(straight as u32, self.common.size);
+            rest = later;
+        }
+    }
+
     fn write_list(&mut self, id: u16, readable: &[Piece], writable: &[Piece]) {
         let pieces = readable.len() + writable.len();
         for (position, piece) in readable.iter().chain(writable).enumerate() {
@@ -213,11 +232,38 @@ impl<O: Order> PackedDriver<O> {
         if !at.is_used(used.high) {
             return None;
         }
-        let sent = self.added.pop_single(self.published_total, used.low.into(), used.len)?;
+        let sent = self.added.pop_oldest(self.published_total, used.low.into(), used.len)?;
         self.used_entries += 1;
         self.free += u32::from(sent.slots);
         self.next_used = at.advanced(sent.slots.into(), self.common.size);
         Some(Reaped { cookie: sent.cookie, written: used.len })
+    }
+
+    /// Up to `most` buffers of one slot each, used in any order.
+    #[inline]
+    fn reap_each(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
+        let (ring, size, mut at) = (&self.areas.ring, self.common.size, self.next_used);
+        let most = most.min((u32::from(size) - self.free) as usize);
+        let mut count = 0;
+        while count < most {
+            // Acquire: as in `used_word`.
+            let word = ring.load64(at.offset() + 8, Ordering::Acquire);
+            let used = Descriptor::from_words(0, word);
+            if !at.is_used(used.high) {
+                break;
+            }
+            let Some(cookie) = self.added.pop_single(used.low, used.len, self.published_total)
+            else {
+                break; // `next_run` says what is wrong, if anything is
+            };
+            into.push(Reaped { cookie, written: used.len });
+            at = at.advanced(1, size);
+            count += 1;
+        }
+        self.used_entries += count as u64;
+        self.free += count as u32;
+        self.next_used = at;
+        count
     }
 
     /// One buffer in one piece; there is room.
@@ -326,9 +372,7 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         }
         let count = pieces.len().min(self.free as usize);
         let descriptor_flags = if write { flags::WRITE } else { 0 };
-        let (ring, size) = (&self.areas.ring, self.common.size);
-        let mut next = self.next_avail;
-        let mut held = self.held;
+        let size = self.common.size;
         let mut done = 0;
         while done < count {
             let alike = alike(&pieces[done..count], write);
@@ -336,26 +380,32 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
                 cookie: cookie.wrapping_add(done as u64),
                 writable: if write { pieces[done].len } else { 0 },
                 slots: 1,
-                id: self.added.next_id(next.slot),
+                id: self.added.next_id(self.next_avail.slot),
                 serial: self.added_total,
             };
-            self.added.push_singles(first, alike as u16, |at, id| {
-                let Piece { addr, len } = pieces[done + usize::from(at)];
-                let word = Descriptor::word(len, id, descriptor_flags | next.available_flags());
-                ring.store64(next.offset(), addr, Ordering::Relaxed);
-                // The first one since `publish` is held back.
-                if held.is_some() {
-                    ring.store64(next.offset() + 8, word, Ordering::Relaxed);
-                } else {
-                    held = Some((next, word));
-                }
-                next = next.advanced(1, size);
-            });
+            let pieces = &pieces[done..done + alike];
+            if O::IN_ORDER {
+                self.added.push_singles(first, alike as u16, |_, _| {});
+                self.write_row(pieces, descriptor_flags);
+            } else {
+                let (ring, mut next, mut held) = (&self.areas.ring, self.next_avail, self.held);
+                self.added.push_singles(first, alike as u16, |at, id| {
+                    let Piece { addr, len } = pieces[usize::from(at)];
+                    let word = Descriptor::word(len, id, descriptor_flags | next.available_flags());
+                    // The first one since `publish` is held back.
+                    if held.is_some() {
+                        ring.store_pair(next.offset(), [addr, word]);
+                    } else {
+                        ring.store64(next.offset(), addr, Ordering::Relaxed);
+                        held = Some((next, word));
+                    }
+                    next = next.advanced(1, size);
+                });
+                (self.next_avail, self.held) = (next, held);
+            }
             self.added_total += alike as u64;
             done += alike;
         }
-        self.held = held;
-        self.next_avail = next;
         self.free -= count as u32;
         self.passed = self.passed.saturating_add(count as u32);
         Ok(count)
@@ -414,11 +464,13 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
         let mut reaped = 0;
         while reaped < max {
             if self.run.left == 0 {
-                if O::IN_ORDER {
-                    reaped += self.reap_singles(max - reaped, into);
-                    if reaped == max {
-                        break;
-                    }
+                reaped += if O::IN_ORDER {
+                    self.reap_singles(max - reaped, into)
+                } else {
+                    self.reap_each(max - reaped, into)
+                };
+                if reaped == max {
+                    break;
                 }
                 match self.next_run() {
                     Ok(true) => {}

@@ -3,6 +3,7 @@
 
 pub mod device;
 pub mod driver;
+mod lines;
 
 pub use device::PackedDevice;
 pub use driver::PackedDriver;

@@ -209,7 +209,7 @@ impl<O: Order> SplitDriver<O> {
         let offset = used_offset(self.last_used & self.mask);
         let id = self.areas.used.load32(offset, Ordering::Relaxed);
         let written = self.areas.used.load32(offset + 4, Ordering::Relaxed);
-        let sent = self.added.pop_single(self.published_total, id, written)?;
+        let sent = self.added.pop_oldest(self.published_total, id, written)?;
         self.used_entries += 1;
         self.free += sent.slots;
         self.last_used = self.last_used.wrapping_add(1);
