@@ -22,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -197,7 +196,7 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtq-judge-")))
         words = stack.enter_context(subject.start(folder))
         if loaded:
-            stack.enter_context(busy)
+            stack.enter_context(busy())
         command = [sys.executable, "-m", "virtq", "check", *words]
         command += ["--json", "--seed", str(seed)]
         pipe = subprocess.PIPE
@@ -220,39 +219,22 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
     return ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts.get(word))
 
 
-class Busy:
-    """A process for each processor that does nothing but that, as long as anybody is inside: runs
-    side by side share them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._spinning: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if not self._spinning:
-                # Each ends by itself, even if nobody ends it.
-                end = f"time.monotonic() + {10 * RUN_TIMEOUT_S}"
-                loop = f"import time\nend = {end}\nwhile time.monotonic() < end: pass"
-                self._spinning = [
-                    subprocess.Popen([sys.executable, "-c", loop])
-                    for _ in range(os.cpu_count() or 1)
-                ]
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside:
-                return
-            for process in self._spinning:
-                process.kill()
-                process.wait()
-            self._spinning.clear()
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    """A process for each processor that does nothing but that."""
+    loop = [sys.executable, "-c", f"import time\nwhile time.monotonic() < {limit()}: pass"]
+    spinning = [subprocess.Popen(loop) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
-busy = Busy()
+def limit() -> float:
+    """When a busy process ends even if nobody ends it: the same clock in every process."""
+    return time.monotonic() + RUN_TIMEOUT_S
 
 
 # The table

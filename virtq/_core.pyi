@@ -692,6 +692,11 @@ class NetPump:
         not see), dropped_no_room (larger than a buffer or, mergeable, than the whole ring),
         dropped_inbox_full (at a hub), dropped_port_error, dropped_mtu, dropped_disabled."""
 
+def line_round_trip(one: int, other: int) -> float | None:
+    """The seconds that a cache line takes from processor `one` to `other` and back, as things are
+    now; a millisecond's work for both. None if they are the same, or busy. Raises ValueError for
+    one that this process may not use."""
+
 @final
 class RingLoop:
     """Both halves of a virtqueue at work against each other, on two threads: what a kind of ring is

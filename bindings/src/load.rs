@@ -6,6 +6,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use virtq_core::pump::distance;
 use virtq_core::pump::loopback::{self, Direction, LoopError, LoopSetup};
 use virtq_core::pump::net::load::{self, Load, LoadError, LoadSetup};
 use virtq_core::queue::DriverQueue;
@@ -14,6 +15,7 @@ use crate::errors::{VirtqError, to_py};
 use crate::queue::PyDriverQueue;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(line_round_trip, module)?)?;
     module.add_class::<RingLoop>()?;
     module.add_class::<NetLoad>()
 }
@@ -39,6 +41,17 @@ fn only<T>(running: &Mutex<T>) -> PyResult<MutexGuard<'_, T>> {
 
 fn unsigned<T: TryFrom<i128>>(name: &str, value: i128) -> PyResult<T> {
     T::try_from(value).map_err(|_| PyValueError::new_err(format!("{name} {value} is out of range")))
+}
+
+#[pyfunction]
+fn line_round_trip(py: Python<'_>, one: usize, other: usize) -> PyResult<Option<f64>> {
+    for cpu in [one, other] {
+        if !loopback::may_run_on(cpu) {
+            let text = format!("this process may not use processor {cpu}");
+            return Err(PyValueError::new_err(text));
+        }
+    }
+    Ok(py.detach(|| distance::round_trip(one, other)).map(|time| time.as_secs_f64()))
 }
 
 #[pyclass(module = "virtq._core", frozen)]

@@ -462,6 +462,9 @@ pub trait Added {
         most: usize,
         is_used: impl FnMut(u64, u16, u32) -> bool,
     ) -> SentRun;
+    /// Remove the oldest buffer, of those among the first `published` added, if this is its identifier
+    /// and it has room for what was written. None in any order, where `covered` and `pop` do it.
+    fn pop_oldest(&mut self, published: u64, id: u32, written: u32) -> Option<SentRun>;
     /// Remove the buffer of this identifier and tell its cookie, if it is outstanding among the first
     /// `published` added, has one slot, and room for what was written. None in order, where `pop_singles`
     /// does it.
@@ -696,6 +699,17 @@ impl Added for AddedRuns {
     }
 
     #[inline]
+    fn pop_oldest(&mut self, published: u64, id: u32, written: u32) -> Option<SentRun> {
+        let Run { cookie, writable, count, slots, id: first } = self.front;
+        let visible = count > 0 && published != self.oldest;
+        if !visible || u32::from(first) != id || written > writable {
+            return None;
+        }
+        self.shorten(1, self.after(first, slots.into()));
+        Some(SentRun { cookie, count: 1, writable, slots })
+    }
+
+    #[inline]
     fn front_slots(&self) -> u32 {
         self.front.slots.into()
     }
@@ -834,6 +848,11 @@ impl Added for AddedTable {
         _is_used: impl FnMut(u64, u16, u32) -> bool,
     ) -> SentRun {
         SentRun { cookie: 0, count: 0, writable: 0, slots: 0 }
+    }
+
+    #[inline]
+    fn pop_oldest(&mut self, _published: u64, _id: u32, _written: u32) -> Option<SentRun> {
+        None
     }
 
     #[inline]

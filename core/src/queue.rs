@@ -848,8 +848,11 @@ impl DriverQueue {
         let before = into.len();
         let reaped = driver_ring!(&mut self.ring, ring => ring.reap(max, into))?;
         self.stats.buffers += reaped as u64;
-        self.stats.bytes_written +=
-            into[before..].iter().map(|one| u64::from(one.written)).sum::<u64>();
+        self.stats.bytes_written += match &into[before..] {
+            [] => 0,
+            [one] => one.written.into(),
+            many => many.iter().map(|one| u64::from(one.written)).sum(),
+        };
         Ok(reaped)
     }
 

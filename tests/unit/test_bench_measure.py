@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
+from virtq.bench.distance import between, levels, same
 from virtq.bench.machine import describe
 from virtq.bench.measure import (
     BenchError,
@@ -20,7 +22,7 @@ from virtq.bench.measure import (
     run_case,
 )
 from virtq.bench.result import SCHEMA, Result
-from virtq.bench.table import duration, goals, markdown, rate, rows
+from virtq.bench.table import caption, duration, goals, markdown, rate, rows
 from virtq.errors import VirtqError
 
 
@@ -58,16 +60,16 @@ class Fake:
 def test_contenders_take_turns_and_change_their_order() -> None:
     diary: list[str] = []
     contenders = [Fake(name, diary=diary) for name in "abc"]
-    summaries, rounds = compare(contenders, pairs=3, window_s=0.2, warm_up=1)
+    turns = compare(contenders, pairs=3, window_s=0.2, warm_up=1)
     assert "".join(diary) == "abc" + "cba" + "abc" + "cba"
-    assert rounds == 3
-    assert [one.name for one in summaries] == ["a", "b", "c"]
-    assert all(len(one.rates) == 3 for one in summaries)
+    assert turns.rounds == 3
+    assert [one.name for one in turns.summaries] == ["a", "b", "c"]
+    assert all(len(one.rates) == 3 for one in turns.summaries)
     assert {seconds for one in contenders for seconds in one.asked} == {0.2}
 
 
 def test_what_warms_up_does_not_count() -> None:
-    (summary,), _ = compare([Fake("a", (1.0, 10.0, 30.0, 20.0))], pairs=3, warm_up=1)
+    (summary,) = compare([Fake("a", (1.0, 10.0, 30.0, 20.0))], pairs=3, warm_up=1).summaries
     assert summary.rates == (10.0, 30.0, 20.0)
     assert (summary.median, summary.best, summary.worst) == (20.0, 30.0, 10.0)
     assert summary.quartiles == (15.0, 25.0)
@@ -77,7 +79,7 @@ def test_what_warms_up_does_not_count() -> None:
 
 def test_counts_are_summed_and_percentiles_are_not() -> None:
     counts = {"kicks": 50, "p50_ns": 1500.0, "p99.9_ns": 9000.0, "p999_ns": 8000.0, "pages_ns": 1}
-    (summary,), _ = compare([Fake("a", (100.0,), counts)], pairs=4, warm_up=0)
+    (summary,) = compare([Fake("a", (100.0,), counts)], pairs=4, warm_up=0).summaries
     assert summary.counts["kicks"] == 200
     assert summary.per_1000 == {"kicks": 250.0, "pages_ns": 5.0}
     assert summary.latency_ns["p50"] == 1500.0
@@ -86,16 +88,18 @@ def test_counts_are_summed_and_percentiles_are_not() -> None:
 
 def test_who_fails_is_left_out_and_the_others_go_on() -> None:
     good, bad = Fake("good"), Fake("bad", fails_at=2)
-    (first, second), rounds = compare([good, bad], pairs=5, warm_up=1)
-    assert (rounds, len(first.rates), first.error) == (5, 5, None)
+    turns = compare([good, bad], pairs=5, warm_up=1)
+    first, second = turns.summaries
+    assert (turns.rounds, len(first.rates), first.error) == (5, 5, None)
     assert (len(second.rates), second.error) == (1, "bad is gone")
     assert len(bad.asked) == 3
 
 
 def test_nothing_goes_on_when_all_have_failed() -> None:
     contenders = [Fake("a", fails_at=0), Fake("b", fails_at=0)]
-    summaries, rounds = compare(contenders, pairs=50, warm_up=1)
-    assert rounds == 0
+    turns = compare(contenders, pairs=50, warm_up=1)
+    summaries = turns.summaries
+    assert turns.rounds == 0
     assert [len(one.asked) for one in contenders] == [1, 1]
     assert [one.rates for one in summaries] == [(), ()]
     assert summaries[0].median == summaries[0].best == summaries[0].ns_per_unit == 0.0
@@ -113,16 +117,66 @@ def ticking(seconds: float) -> Callable[[], float]:
 
 def test_a_comparison_ends_when_its_time_is_up() -> None:
     contender = Fake("slow")
-    _, rounds = compare(
-        [contender], pairs=1000, warm_up=1, time_limit_s=10, clock=ticking(seconds=3)
-    )
-    assert rounds == 4  # the clock is read after the first round that counts: 3, 6, 9, 12
+    turns = compare([contender], pairs=1000, warm_up=1, time_limit_s=10, clock=ticking(seconds=3))
+    assert turns.rounds == 4  # the clock is read after the first round that counts: 3, 6, 9, 12
     assert len(contender.asked) == 1 + 4
 
 
 def test_one_round_is_made_even_without_time() -> None:
-    _, rounds = compare([Fake("a")], pairs=9, time_limit_s=0, clock=ticking(1))
-    assert rounds == 1
+    turns = compare([Fake("a")], pairs=9, time_limit_s=0, clock=ticking(1))
+    assert turns.rounds == 1
+
+
+def looks(*trips: float | None) -> Callable[[], float | None]:
+    """What is seen at each look; the last one stays."""
+    left = list(trips)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_a_round_through_which_the_processors_moved_is_made_again() -> None:
+    near, far = 60e-9, 300e-9
+    # Four looks at a round: the second one that counts begins near and ends far.
+    look = looks(*[near] * 9, *[far] * 99)
+    contenders = [Fake("a", (1.0, 2.0, 3.0, 4.0)), Fake("b"), Fake("c")]
+    turns = compare(contenders, pairs=2, warm_up=1, look=look)
+    assert turns.rounds == 2
+    assert turns.summaries[0].rates == (2.0, 4.0)
+    assert [len(one.asked) for one in contenders] == [4, 4, 4]
+    assert turns.round_trips_s == (near, far)
+
+
+def test_rounds_count_where_the_processors_never_rest() -> None:
+    moving = [60e-9 * (1 + 2 * (at % 2)) for at in range(99)]
+    contender = Fake("a", [float(number) for number in range(1, 9)])
+    turns = compare([contender], pairs=3, warm_up=0, look=looks(*moving))
+    assert (turns.rounds, len(contender.asked)) == (3, 4)
+    assert turns.summaries[0].rates == (1.0, 2.0, 3.0)
+    assert len(turns.round_trips_s) == 3
+
+
+def test_nothing_is_made_again_where_nobody_can_look() -> None:
+    turns = compare([Fake("a"), Fake("b")], pairs=3, warm_up=1, look=looks(None))
+    assert (turns.rounds, turns.round_trips_s) == (3, ())
+
+
+def test_distances_by_level() -> None:
+    assert levels([]) == []
+    assert levels([64.0, 310.0, 62.0, 320.0, 70.0]) == [[62.0, 64.0, 70.0], [310.0, 320.0]]
+    assert same([])
+    assert same([60.0, 89.0])
+    assert not same([60.0, 91.0])
+    assert between((3, 3)) is None
+    assert between((0, 1 << 20)) is None
+
+
+def test_it_is_told_how_far_the_processors_were_apart() -> None:
+    made = comparison()
+    assert "processors" not in caption(made)
+    far = replace(made, round_trips_s=(60e-9, 66e-9, 300e-9))
+    text = "a line between the processors and back: 63 ns in 2 of them, 300 ns in 1"
+    assert caption(far).endswith(text)
+    assert caption(replace(made, round_trips_s=(60e-9,))).endswith("and back: 60 ns")
+    assert Comparison.from_json(far.as_json()).round_trips_s == far.round_trips_s
 
 
 def test_progress_is_told() -> None:
@@ -214,11 +268,10 @@ def test_windows_are_fitted_to_what_comes_on_top_of_them(monkeypatch: pytest.Mon
     monkeypatch.setattr(Slow, "now", 0.0)
     fakes = [Slow("a"), Slow("b")]
     options = {"pairs": 9, "window_s": 0.5, "time_limit_s": 10.0, "clock": lambda: Slow.now}
-    _, rounds = compare(fakes, **options, fit=True)  # type: ignore[arg-type]
-    assert rounds == 9
+    assert compare(fakes, **options, fit=True).rounds == 9  # type: ignore[arg-type]
     # 10 s less 1.6 for the warm-up, for 18 windows and 0.3 s with each.
     assert {round(each, 4) for one in fakes for each in one.asked[1:]} == {round(8.4 / 18 - 0.3, 4)}
-    assert compare([Slow("a"), Slow("b")], **options)[1] < 9  # type: ignore[arg-type]
+    assert compare([Slow("a"), Slow("b")], **options).rounds < 9  # type: ignore[arg-type]
 
 
 def counting(name: str, kicks: float, p50: float, fails_at: int | None = None) -> Fake:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,6 +95,18 @@ def test_everything_is_there() -> None:
         "met",
     ):
         assert text in said
+
+
+def test_how_far_the_processors_were_is_explained_where_it_is_told() -> None:
+    plain = result("one")
+    looked = replace(
+        plain,
+        comparisons=tuple(replace(one, round_trips_s=(64e-9,)) for one in plain.comparisons),
+    )
+    said, unsaid = (" ".join(" ".join(Page(page([r])).texts).split()) for r in (looked, plain))
+    assert "a line between the processors and back: 64 ns" in said
+    assert "hand cache lines to each other" in said
+    assert "cache lines" not in unsaid
 
 
 def test_results_of_several_runs_share_a_page() -> None:

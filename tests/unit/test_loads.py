@@ -89,6 +89,15 @@ def test_ring_loop_runs_once_at_a_time() -> None:
         other.join()
 
 
+def test_a_line_goes_round_between_two_processors() -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    assert _core.line_round_trip(usable[0], usable[0]) is None
+    with pytest.raises(ValueError, match="processor 1048576"):
+        _core.line_round_trip(usable[0], 1 << 20)
+    trip = _core.line_round_trip(usable[0], usable[-1])
+    assert trip is None or trip > 0  # none while the machine is busy elsewhere
+
+
 class Net:
     """A pair of queues with a port at the other end, and a load to work on it."""
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from virtq._core import NetLoad
+from virtq.bench.distance import between
 from virtq.bench.measure import BenchError, Case, Contender, Target, Window
 from virtq.bench.peers.testpmd import (
     Testpmd,
@@ -512,6 +513,7 @@ def cases(
                 parameters={"direction": direction, "ring": one.title, "bytes": length},
                 targets=_targets(names) if against_dpdk else (),
                 work=WORK,
+                look=between(traffic.pin),
             )
         )
     return made

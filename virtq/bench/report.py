@@ -81,6 +81,7 @@ def page(results: Sequence[Result]) -> str:
             if any(goals(one) for one in result.comparisons)
         ],
         meanings=meanings,
+        looked=any(one.round_trips_s for one in comparisons),
         parts=[_part(result) for result in results],
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from virtq._core import RingLoop
+from virtq.bench.distance import between
 from virtq.bench.measure import BenchError, Case, Contender, Target, Window
 from virtq.features import F, RingKind
 
@@ -120,6 +121,7 @@ def case(
         },
         targets=targets,
         work="The sender writes every payload, the receiver copies it out; one in 32 is compared.",
+        look=between(pin),
     )
 
 

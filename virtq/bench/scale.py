@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from virtq._core import RingLoop
+from virtq.bench.distance import between
 from virtq.bench.measure import Case, Parameter, Target, Window
 from virtq.features import F, RingKind
 
@@ -201,6 +202,7 @@ def _case(kind: RingKind, growth: Growth, settings: Settings) -> Case:
         parameters=shown,
         targets=targets,
         work=growth.work + WORK.format(length=base.length),
+        look=between(base.pin),
     )
 
 

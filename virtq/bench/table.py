@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
+from virtq.bench.distance import levels
 from virtq.bench.measure import PAIRS, RATE, Comparison, Ratio, Summary, Target, percentile
 
 
@@ -185,7 +187,7 @@ def goals(comparison: Comparison) -> list[Goal]:
     def add(of: str, target: str, medians: str, bests: str, met: bool | None) -> None:
         verdict = "not measured" if met is None else "met" if met else "missed"
         if met is not None and few:
-            verdict += f", over {comparison.rounds} windows"
+            verdict += f", over {_windows(comparison)}"
         found.append(Goal(of, target, medians, bests, met, verdict))
 
     for one in comparison.contenders:
@@ -250,7 +252,25 @@ def _cell(text: str) -> str:
 
 def caption(comparison: Comparison) -> str:
     """Its parameters, and how often and how long it was measured."""
-    windows = f"{comparison.rounds} windows of {comparison.window_s * 1000:.3g} ms each"
+    windows = f"{_windows(comparison)} of {comparison.window_s * 1000:.3g} ms each"
     if comparison.rounds < comparison.rounds_planned:
         windows += f", of {comparison.rounds_planned} planned"
-    return ", ".join(filter(None, (parameters(comparison), comparison.unit, windows)))
+    parts = (parameters(comparison), comparison.unit, windows, way(comparison))
+    return ", ".join(filter(None, parts))
+
+
+def _windows(comparison: Comparison) -> str:
+    return f"{comparison.rounds} window{'' if comparison.rounds == 1 else 's'}"
+
+
+def way(comparison: Comparison) -> str:
+    """How far apart the processors were, such as `a line between the processors and back: 64 ns in
+    12 of them, 310 ns in 8`."""
+    found = levels(comparison.round_trips_s)
+    if not found:
+        return ""
+    texts = [duration(1e9 * median(one)) for one in found]
+    if len(found) > 1:
+        texts = [f"{text} in {len(one)} of them" for text, one in zip(texts, found, strict=True)]
+        texts[1:] = [text.removesuffix(" of them") for text in texts[1:]]
+    return f"a line between the processors and back: {', '.join(texts)}"

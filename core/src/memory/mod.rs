@@ -17,6 +17,7 @@ mod region;
 mod sigbus;
 #[cfg(not(loom))]
 mod userfault;
+mod windows;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub use mapping::Mapping;
 pub use region::{MAX_REGIONS, Region};
 #[cfg(not(loom))]
 pub use userfault::Userfault;
+pub use windows::{Window, Windows};
 
 use region::Table;
 
@@ -50,59 +52,6 @@ pub enum Access {
 #[derive(Debug, Default, Clone)]
 pub struct Cache {
     region: usize,
-}
-
-/// The regions of many hits, found by the granule of an address, which is about as large as the
-/// smallest region: what a cache is for buffers that lie next to each other, this is for those that
-/// lie anywhere. Guesses as well.
-#[derive(Debug, Clone)]
-pub struct Guesses {
-    regions: Box<[u16; GUESSES]>,
-}
-
-const GUESSES: usize = 1024;
-const _: () = assert!(MAX_REGIONS <= 1 << 16);
-
-impl Default for Guesses {
-    fn default() -> Self {
-        Self { regions: Box::new([0; GUESSES]) }
-    }
-}
-
-impl Guesses {
-    #[inline]
-    fn place(addr: u64, granule_bits: u32) -> usize {
-        // Neighbouring granules have different places, and so have regions at large powers of two.
-        let granule = addr >> granule_bits;
-        (granule ^ granule >> 10 ^ granule >> 20) as usize % GUESSES
-    }
-}
-
-/// A mapped range of guest memory.
-#[derive(Debug, Clone, Copy)]
-pub struct Window {
-    guest_addr: u64,
-    size: u64,
-    host: *mut u8,
-}
-
-// SAFETY: an address in a mapping, which any thread may use; whoever keeps a window keeps its memory.
-unsafe impl Send for Window {}
-// SAFETY: as above.
-unsafe impl Sync for Window {}
-
-impl Window {
-    /// A window that holds nothing.
-    pub const NONE: Self = Self { guest_addr: 0, size: 0, host: std::ptr::null_mut() };
-
-    /// Where a range is mapped that lies in the window as a whole; `len` is not 0.
-    #[inline]
-    pub fn locate(&self, addr: u64, len: u32) -> Option<*mut u8> {
-        // An address below it wraps to an offset beyond any size.
-        let offset = addr.wrapping_sub(self.guest_addr);
-        let inside = offset < self.size && u64::from(len) <= self.size - offset;
-        inside.then(|| self.host.wrapping_add(offset as usize))
-    }
 }
 
 /// A snapshot of guest memory.
@@ -282,31 +231,6 @@ impl Memory {
         let offset = addr.wrapping_sub(span.guest_addr);
         (offset < span.size && len <= span.size - offset)
             .then(|| span.host.wrapping_add(offset as usize))
-    }
-
-    /// The region that holds an address, to look up many of its neighbours in. None with an IOTLB
-    /// or a dirty log, and where there is no region.
-    #[inline]
-    pub fn window(&self, guesses: &mut Guesses, addr: u64) -> Option<Window> {
-        if self.iotlb.is_some() || self.log.is_some() {
-            return None;
-        }
-        let guess = guesses.regions[Guesses::place(addr, self.table.granule_bits())];
-        if let Some(span) = self.table.spans().get(usize::from(guess))
-            && addr.wrapping_sub(span.guest_addr) < span.size
-        {
-            return Some(Window { guest_addr: span.guest_addr, size: span.size, host: span.host });
-        }
-        self.find_window(guesses, addr)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn find_window(&self, guesses: &mut Guesses, addr: u64) -> Option<Window> {
-        let (region, ..) = self.table.find_guest(addr).ok()?;
-        guesses.regions[Guesses::place(addr, self.table.granule_bits())] = region as u16;
-        let span = &self.table.spans()[region];
-        Some(Window { guest_addr: span.guest_addr, size: span.size, host: span.host })
     }
 
     #[cold]

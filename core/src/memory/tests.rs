@@ -403,31 +403,3 @@ fn a_memory_may_be_shared_between_threads() {
     check::<Memory>();
     check::<Region>();
 }
-
-/// What a table of as many regions as vhost-user allows has guessed once, it guesses for all of them,
-/// whatever their size: nobody's guess takes the place of another's.
-#[test]
-fn guesses_of_many_regions_do_not_push_each_other_out() {
-    for pages in [1, 2, 3, 512] {
-        let pitch = (pages + 1) * PAGE;
-        let mapping = Mapping::anonymous(pages * PAGE).unwrap();
-        let memory = (0..509).fold(Memory::new(), |memory, number| {
-            let (guest_addr, size) = (number * pitch, pages * PAGE);
-            let mapping = std::sync::Arc::clone(&mapping);
-            let user_addr = guest_addr + (1 << 40);
-            memory.with_region(Region { guest_addr, size, user_addr, offset: 0, mapping }).unwrap()
-        });
-        let mut guesses = Guesses::default();
-        let addrs: Vec<_> = (0..509).map(|number| number * pitch + 64).collect();
-        for &addr in &addrs {
-            let window = memory.window(&mut guesses, addr).unwrap();
-            assert!(window.locate(addr, 4000).is_some(), "{pages} {addr:#x}");
-            assert!(window.locate(addr, (pages * PAGE) as u32).is_none());
-        }
-        let bits = memory.table.granule_bits();
-        for (index, &addr) in addrs.iter().enumerate() {
-            let guess = guesses.regions[Guesses::place(addr, bits)];
-            assert_eq!(usize::from(guess), index, "{pages} {addr:#x}");
-        }
-    }
-}

@@ -1,9 +1,11 @@
 //! Data paths that run without the interpreter: each queue on a thread of its own.
 
 pub mod blk;
+pub mod distance;
 pub mod load;
 pub mod loopback;
 pub mod net;
+mod pace;
 pub mod poller;
 pub mod shared;
 pub mod worker;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Batch, Buffer, Common, DESCRIPTOR_SIZE, QUEUE_SIZE_MAX, Segment, flags};
 use crate::error::{Fault, QueueError};
-use crate::memory::{Access, Cache, Guesses, Memory};
+use crate::memory::{Access, Cache, Memory, Window, Windows};
 use crate::order::Token;
 
 /// A descriptor as the other side wrote it, read once.
@@ -36,7 +36,8 @@ pub(super) struct Chain<'a> {
     batch: &'a mut Batch,
     memory: &'a Arc<Memory>,
     cache: &'a mut Cache,
-    guesses: &'a mut Guesses,
+    window: &'a mut Window,
+    windows: &'a mut Windows,
     head: u16,
     first: usize,
     readable_segments: u32,
@@ -54,7 +55,8 @@ impl<'a> Chain<'a> {
             batch,
             memory: &common.memory,
             cache: &mut common.cache,
-            guesses: &mut common.guesses,
+            window: &mut common.window,
+            windows: &mut common.windows,
             head,
             first,
             readable_segments: 0,
@@ -92,7 +94,7 @@ impl<'a> Chain<'a> {
             && let Some(ptr) = self
                 .memory
                 .hit(self.cache, addr, len.into())
-                .or_else(|| self.memory.window(self.guesses, addr)?.locate(addr, len))
+                .or_else(|| self.windows.locate(self.window, addr, len))
         {
             segments.push(Segment { ptr, addr, len });
             return Ok(());

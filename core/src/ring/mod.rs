@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::error::{Fault, QueueError};
 use crate::inflight::Part;
-use crate::memory::{Cache, Guesses, Memory, Window};
+use crate::memory::{Cache, Memory, Window, Windows};
 use crate::order::{SentRun, Token, UsedEntry};
 
 pub use batch::{Batch, Buffer, Segment, pieces};
@@ -122,7 +122,7 @@ struct Common {
     cache: Cache,
     /// What to exclusive-or the next used entry with: fault injection.
     spoil: Option<(u16, u32)>,
-    guesses: Guesses,
+    windows: Windows,
     /// Where the last buffer of a burst was found.
     window: Window,
 }
@@ -134,10 +134,10 @@ impl Common {
             indirect: features & feature::INDIRECT_DESC != 0,
             event_idx: features & feature::EVENT_IDX != 0,
             broken: None,
+            windows: Windows::of(Arc::clone(&memory)),
             memory,
             cache: Cache::default(),
             spoil: None,
-            guesses: Guesses::default(),
             window: Window::NONE,
         }
     }
@@ -155,6 +155,7 @@ impl Common {
 
     /// Look addresses up in a new snapshot from now on.
     fn set_memory(&mut self, memory: Arc<Memory>) {
+        self.windows = Windows::of(Arc::clone(&memory));
         self.memory = memory;
         self.window = Window::NONE;
     }
@@ -163,10 +164,7 @@ impl Common {
     /// it: `window` is the region of the one before.
     #[inline(always)]
     fn locate(&mut self, window: &mut Window, addr: u64, len: u32) -> Option<*mut u8> {
-        window.locate(addr, len).or_else(|| {
-            *window = self.memory.window(&mut self.guesses, addr)?;
-            window.locate(addr, len)
-        })
+        window.locate(addr, len).or_else(|| self.windows.locate(window, addr, len))
     }
 
     /// A fault breaks the queue for good; a translation miss does not.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::lane::DeviceLane;
 use super::{Copies, LoopError, LoopReport, LoopSetup, is_sampled, matches, nap};
 use crate::memory::{copy_from_shared, fill_shared, prefetch_write};
+use crate::pump::pace::{Idleness, Pace};
 use crate::queue::DeviceQueue;
 use crate::ring::{Batch, Burst};
 
@@ -18,13 +19,14 @@ pub struct DeviceEnd {
 impl DeviceEnd {
     /// Rounds until the driver stops.
     pub fn work(&mut self, event: bool, stop: &AtomicBool) -> Result<(), LoopError> {
+        let mut idle = Idleness::default();
         while !stop.load(Ordering::Relaxed) {
-            if !self.turn(event)? {
-                if event {
-                    self.sleep();
-                } else {
-                    std::hint::spin_loop();
-                }
+            if self.turn(event)? {
+                idle.is_over();
+            } else if event {
+                self.sleep()?;
+            } else {
+                idle.pause();
             }
         }
         Ok(())
@@ -43,12 +45,15 @@ impl DeviceEnd {
         Ok(progress)
     }
 
-    /// Ask for notifications of whatever is available from now on, as before sleeping.
-    pub fn ask(&mut self) {
+    /// Nothing is left to do: whatever the driver wants to be told of, it is told of now, and ask for
+    /// notifications of whatever is available from now on, as before sleeping.
+    pub fn ask(&mut self) -> Result<(), LoopError> {
         for queue in self.queues() {
+            queue.call()?;
             queue.drain_kick();
             queue.enable_kicks();
         }
+        Ok(())
     }
 
     fn queues(&mut self) -> impl Iterator<Item = &mut DeviceQueue> {
@@ -57,7 +62,10 @@ impl DeviceEnd {
     }
 
     /// Ask for notifications, and wait for one if there is still nothing to do.
-    fn sleep(&mut self) {
+    fn sleep(&mut self) -> Result<(), LoopError> {
+        for queue in self.queues() {
+            queue.call()?;
+        }
         let waiting = self.queues().any(DeviceQueue::enable_kicks);
         if !waiting {
             let kicks: Vec<_> = self.queues().filter_map(|queue| queue.kick().cloned()).collect();
@@ -67,6 +75,7 @@ impl DeviceEnd {
             queue.drain_kick();
             queue.disable_kicks();
         }
+        Ok(())
     }
 
     pub fn count(&self, report: &mut LoopReport) {
@@ -85,7 +94,8 @@ impl DeviceEnd {
 fn hand_back(queue: &mut DeviceQueue, event: bool) -> Result<(), LoopError> {
     queue.flush()?;
     if event {
-        queue.call()?;
+        // As when the driver hands over.
+        queue.call_soon()?;
     }
     Ok(())
 }
@@ -96,6 +106,7 @@ pub struct Receiver {
     burst: Burst,
     batch: Batch,
     most: usize,
+    pace: Pace,
     copies: Copies,
     done: u64,
     verified: u64,
@@ -104,11 +115,14 @@ pub struct Receiver {
 impl Receiver {
     pub fn new(lane: DeviceLane, setup: &LoopSetup) -> Self {
         let copies = Copies::new(setup.length);
-        let (burst, batch) = (Burst::new(), Batch::new());
-        Self { lane, burst, batch, most: setup.batch, copies, done: 0, verified: 0 }
+        let (burst, batch, pace) = (Burst::new(), Batch::new(), Pace::new(setup.buffers()));
+        Self { lane, burst, batch, most: setup.batch, pace, copies, done: 0, verified: 0 }
     }
 
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
+        if !event && !self.pace.is_rested() {
+            return Ok(false);
+        }
         let plain = self.lane.queue.gather(self.most, false, &mut self.burst)?;
         if plain > 0 {
             for (place, segment) in self.burst.segments().iter().enumerate() {
@@ -121,18 +135,24 @@ impl Receiver {
             }
             self.lane.queue.retire(&self.burst, plain, false)?;
             self.check_last(plain)?;
+            self.pace.found(plain);
             if event {
-                self.lane.queue.call()?;
+                self.lane.queue.call_soon()?;
             }
             return Ok(true);
         }
-        if self.burst.is_blocked() { self.round_of_any(event) } else { Ok(false) }
+        if self.burst.is_blocked() {
+            return self.round_of_any(event);
+        }
+        self.pace.found(0);
+        Ok(false)
     }
 
     /// Buffers of any form.
     fn round_of_any(&mut self, event: bool) -> Result<bool, LoopError> {
         self.batch.clear();
         let taken = self.lane.queue.take(self.most, &mut self.batch)?;
+        self.pace.found(taken);
         if taken == 0 {
             return Ok(false);
         }
@@ -171,6 +191,7 @@ pub struct Sender {
     burst: Burst,
     batch: Batch,
     most: usize,
+    pace: Pace,
     payload: Box<[u8]>,
     number: u64,
 }
@@ -178,11 +199,14 @@ pub struct Sender {
 impl Sender {
     pub fn new(lane: DeviceLane, setup: &LoopSetup) -> Self {
         let payload = vec![0; setup.length as usize].into_boxed_slice();
-        let (burst, batch) = (Burst::new(), Batch::new());
-        Self { lane, burst, batch, most: setup.batch, payload, number: 0 }
+        let (burst, batch, pace) = (Burst::new(), Batch::new(), Pace::new(setup.buffers()));
+        Self { lane, burst, batch, most: setup.batch, pace, payload, number: 0 }
     }
 
     fn round(&mut self, event: bool) -> Result<bool, LoopError> {
+        if !event && !self.pace.is_rested() {
+            return Ok(false);
+        }
         let plain = self.lane.queue.gather(self.most, true, &mut self.burst)?;
         if plain > 0 {
             // The driver has read these lines last.
@@ -195,18 +219,24 @@ impl Sender {
                 self.number += 1;
             }
             self.lane.queue.retire(&self.burst, plain, true)?;
+            self.pace.found(plain);
             if event {
-                self.lane.queue.call()?;
+                self.lane.queue.call_soon()?;
             }
             return Ok(true);
         }
-        if self.burst.is_blocked() { self.round_of_any(event) } else { Ok(false) }
+        if self.burst.is_blocked() {
+            return self.round_of_any(event);
+        }
+        self.pace.found(0);
+        Ok(false)
     }
 
     /// Buffers of any form.
     fn round_of_any(&mut self, event: bool) -> Result<bool, LoopError> {
         self.batch.clear();
         let taken = self.lane.queue.take(self.most, &mut self.batch)?;
+        self.pace.found(taken);
         for index in 0..taken {
             let word = self.number.to_ne_bytes();
             for part in self.payload.chunks_mut(8) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::lane::DriverLane;
 use super::{Copies, LoopError, LoopReport, LoopSetup, ROUNDS, is_sampled, matches, nap};
 use crate::memory::{copy_from_shared, fill_shared, prefetch_write};
+use crate::pump::pace::Idleness;
 use crate::queue::DriverQueue;
 use crate::ring::Reaped;
 
@@ -24,14 +25,16 @@ impl DriverEnd {
         stop: &AtomicBool,
         deadline: Instant,
     ) -> Result<(), LoopError> {
+        let mut idle = Idleness::default();
         while !stop.load(Ordering::Relaxed) && Instant::now() < deadline {
             for _ in 0..ROUNDS {
-                if !self.turn(event)? {
-                    if event {
-                        self.sleep();
-                        break;
-                    }
-                    std::hint::spin_loop();
+                if self.turn(event)? {
+                    idle.is_over();
+                } else if event {
+                    self.sleep()?;
+                    break;
+                } else {
+                    idle.pause();
                 }
             }
         }
@@ -51,12 +54,15 @@ impl DriverEnd {
         Ok(progress)
     }
 
-    /// Ask for notifications of whatever is used from now on, as before sleeping.
-    pub fn ask(&mut self) {
+    /// Nothing is left to do: whatever the device wants to be told of, it is told of now, and ask for
+    /// notifications of whatever is used from now on, as before sleeping.
+    pub fn ask(&mut self) -> Result<(), LoopError> {
         for lane in self.lanes() {
+            lane.queue.kick()?;
             lane.queue.drain_call();
             lane.queue.enable_calls();
         }
+        Ok(())
     }
 
     fn lanes(&mut self) -> impl Iterator<Item = &mut DriverLane> {
@@ -65,7 +71,10 @@ impl DriverEnd {
     }
 
     /// Ask for notifications, and wait for one if there is still nothing to do.
-    fn sleep(&mut self) {
+    fn sleep(&mut self) -> Result<(), LoopError> {
+        for lane in self.lanes() {
+            lane.queue.kick()?;
+        }
         let waiting = self.lanes().any(|lane| lane.queue.enable_calls());
         if !waiting {
             let calls: Vec<_> =
@@ -76,6 +85,7 @@ impl DriverEnd {
             lane.queue.drain_call();
             lane.queue.disable_calls();
         }
+        Ok(())
     }
 
     pub fn count(&self, report: &mut LoopReport) {
@@ -141,7 +151,8 @@ impl Cycle {
 
 fn hand_over(queue: &mut DriverQueue, event: bool) -> Result<(), LoopError> {
     if event {
-        queue.kick()?;
+        // Not settled: there is more to do, and before this end waits it asks again.
+        queue.kick_soon()?;
     } else {
         queue.publish();
     }

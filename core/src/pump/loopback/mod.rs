@@ -289,11 +289,11 @@ impl RingLoop {
         loop {
             while self.driver.turn(event)? {}
             if event {
-                self.driver.ask();
+                self.driver.ask()?;
             }
             while self.device.turn(event)? {}
             if event {
-                self.device.ask();
+                self.device.ask()?;
             }
             let done = self.count().since(&before, start.elapsed().as_secs_f64());
             if done.buffers >= buffers {

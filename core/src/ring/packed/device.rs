@@ -351,10 +351,11 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         if count == 0 {
             return Ok(0);
         }
-        if O::IN_ORDER && self.merge && !write {
+        if count == 1 || O::IN_ORDER && self.merge && !write {
             // One for all of them (2.8.8).
             let (id, written) = burst.used(count - 1);
-            let word = Descriptor::word(written, id, self.next_used.used_flags());
+            let write = if written > 0 { flags::WRITE } else { 0 };
+            let word = Descriptor::word(written, id, self.next_used.used_flags() | write);
             // Release: as in `flush`.
             self.areas.ring.store64(self.next_used.offset() + 8, word, Ordering::Release);
             self.pass(count as u32);

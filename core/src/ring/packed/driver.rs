@@ -222,6 +222,23 @@ impl<O: Order> PackedDriver<O> {
         sent.count.into()
     }
 
+    /// The next buffer, if it is used in order by a descriptor of its own.
+    #[inline]
+    fn reap_single(&mut self) -> Option<Reaped> {
+        let at = self.next_used;
+        // Acquire: as in `used_word`.
+        let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
+        let used = Descriptor::from_words(0, word);
+        if !at.is_used(used.high) {
+            return None;
+        }
+        let sent = self.added.pop_oldest(self.published_total, used.low.into(), used.len)?;
+        self.used_entries += 1;
+        self.free += u32::from(sent.slots);
+        self.next_used = at.advanced(sent.slots.into(), self.common.size);
+        Some(Reaped { cookie: sent.cookie, written: used.len })
+    }
+
     /// Up to `most` buffers of one slot each, used in any order.
     #[inline]
     fn reap_each(&mut self, most: usize, into: &mut Vec<Reaped>) -> usize {
@@ -435,6 +452,15 @@ impl<O: Order> DriverHalf for PackedDriver<O> {
 
     fn reap(&mut self, max: usize, into: &mut Vec<Reaped>) -> Result<usize, QueueError> {
         self.common.check()?;
+        if O::IN_ORDER
+            && max == 1
+            && self.run.left == 0
+            && let Some(one) = self.reap_single()
+        {
+            into.push(one);
+            self.common.check_mapping()?;
+            return Ok(1);
+        }
         let mut reaped = 0;
         while reaped < max {
             if self.run.left == 0 {

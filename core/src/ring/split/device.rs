@@ -333,7 +333,7 @@ impl<O: Order> DeviceHalf for SplitDevice<O> {
             return Err(QueueError::Stale);
         }
         let (mut from, mut entries) = (0, 0);
-        if O::IN_ORDER && self.merge && !write && count > 0 {
+        if count == 1 || O::IN_ORDER && self.merge && !write && count > 0 {
             // One for all of them (2.7.9).
             let (id, written) = burst.used(count - 1);
             self.write_element(self.next_used & self.mask, id, written);

@@ -203,6 +203,19 @@ impl<O: Order> SplitDriver<O> {
         sent.count.into()
     }
 
+    /// The next buffer, if it is used in order by an element of its own.
+    #[inline]
+    fn reap_single(&mut self) -> Option<Reaped> {
+        let offset = used_offset(self.last_used & self.mask);
+        let id = self.areas.used.load32(offset, Ordering::Relaxed);
+        let written = self.areas.used.load32(offset + 4, Ordering::Relaxed);
+        let sent = self.added.pop_oldest(self.published_total, id, written)?;
+        self.used_entries += 1;
+        self.free += sent.slots;
+        self.last_used = self.last_used.wrapping_add(1);
+        Some(Reaped { cookie: sent.cookie, written })
+    }
+
     /// One buffer in one piece; there is room.
     #[inline]
     fn add_single(&mut self, piece: Piece, write: bool, cookie: u64) {
@@ -375,6 +388,16 @@ impl<O: Order> DriverHalf for SplitDriver<O> {
         if index.wrapping_sub(self.last_used) > outstanding {
             let fault = Fault::UsedJump { index, last: self.last_used, outstanding };
             return Err(self.common.fail(fault.into()));
+        }
+        if O::IN_ORDER
+            && max == 1
+            && index != self.last_used
+            && self.run.left == 0
+            && let Some(one) = self.reap_single()
+        {
+            into.push(one);
+            self.common.check_mapping()?;
+            return Ok(1);
         }
         into.reserve(usize::from(index.wrapping_sub(self.last_used)).min(max));
         let mut reaped = 0;
