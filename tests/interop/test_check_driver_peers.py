@@ -42,9 +42,15 @@ def check(found: dict[tuple[str, str], str]) -> None:
     assert {ring for (_, ring), verdict in found.items() if verdict == "pass"} == RINGS
 
 
-def test_linux_disk(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def start(device: str) -> str:
+    """Starts a guest whose driver is at work."""
+    words = [sys.executable, "-m", "tests.interop.peers.loaded_guest", device]
+    return f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(words)} {{socket}}"
+
+
+@pytest.mark.parametrize("device", ["blk", "rng"])
+def test_linux(capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str) -> None:
+    """Entropy as well: QEMU never tells DRIVER_OK of that."""
     require("qemu")
     require("linux")
-    words = [sys.executable, "-m", "tests.interop.peers.loaded_guest", "blk"]
-    start = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(words)} {{socket}}"
-    check(verdicts(capsys, "blk", tmp_path / "disk.sock", start))
+    check(verdicts(capsys, device, tmp_path / "d.sock", start(device)))
