@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from virtq.errors import TransportError
+from virtq.errors import PeerGone, TransportError
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.messages import Back
 from virtq.transports.vhost_user.protocol import Outgoing, Refusal, Request, Responder
@@ -71,6 +71,10 @@ class OtherChannel:
                 if self._handle(code, event.payload):
                     return self._responder.accept(event)
                 error: Exception = ProtocolError(name, "request", int(code), "not possible here")
+            except PeerGone as gone:
+                # It left while it was being answered; a driver is told by what it waits for.
+                log.info("%s: %s is not answered: %s", self._name, name, str(gone))
+                error = gone
             except Exception as raised:
                 log.exception("%s: %s", self._name, name)
                 error = raised
