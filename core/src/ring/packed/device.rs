@@ -306,34 +306,25 @@ impl<O: Order> DeviceHalf for PackedDevice<O> {
         let mut at = self.next_avail;
         self.taken.begin_burst();
         let (mut len, mut blocked) = (0, false);
-        'burst: while len < most {
-            let stretch = usize::from(self.common.size - at.slot).min(most - len);
+        while len < most {
             // Availability, direction and plainness in one comparison.
             let wanted = at.available_flags() | write_flag;
-            let base = at.offset();
-            for slot in 0..stretch {
-                let offset = base + slot * DESCRIPTOR_SIZE;
-                let word = self.areas.ring.load64(offset + 8, Ordering::Acquire);
-                let high = (word >> 48) as u16;
-                if high & PLAIN != wanted {
-                    blocked = at.is_available(high);
-                    break 'burst;
-                }
-                let addr = self.areas.ring.load64(offset, Ordering::Relaxed);
-                let read = Descriptor::from_words(addr, word);
-                let place = if read.len > 0 && self.taken.admits_to_burst(read.low) {
-                    self.common.locate(&mut window, addr, read.len)
-                } else {
-                    None
-                };
-                let Some(ptr) = place else {
-                    blocked = true;
-                    break 'burst;
-                };
-                burst.put(len, read.low, Segment { ptr, addr, len: read.len });
-                len += 1;
+            let word = self.areas.ring.load64(at.offset() + 8, Ordering::Acquire);
+            if (word >> 48) as u16 & PLAIN != wanted {
+                blocked = at.is_available((word >> 48) as u16);
+                break;
             }
-            at = at.advanced(stretch as u32, self.common.size);
+            blocked = true;
+            let addr = self.areas.ring.load64(at.offset(), Ordering::Relaxed);
+            let read = Descriptor::from_words(addr, word);
+            if read.len == 0 || !self.taken.admits_to_burst(read.low) {
+                break;
+            }
+            let Some(ptr) = self.common.locate(&mut window, addr, read.len) else { break };
+            burst.put(len, read.low, Segment { ptr, addr, len: read.len });
+            at = at.advanced(1, self.common.size);
+            len += 1;
+            blocked = false;
         }
         self.common.window = window;
         burst.set_len(len, blocked);
