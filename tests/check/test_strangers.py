@@ -85,11 +85,23 @@ class HeadOfNoConfiguration(BackEnd):
         return super().on_get_config(body, fds) or CONFIG.pack(0, 0, 0)
 
 
-@pytest.mark.parametrize("habit", [OneListenerEach, OwnedOnce, HeadOfNoConfiguration])
+class EndsWithoutVersion1(BackEnd):
+    """It closes when VERSION_1 is not accepted, and does not go on (6.2)."""
+
+    def on_set_features(self, body: bytes, fds: list[int]) -> None:
+        if not int.from_bytes(body, "little") & F.VERSION_1:
+            raise Gone
+        super().on_set_features(body, fds)
+
+
+@pytest.mark.parametrize(
+    "habit", [OneListenerEach, OwnedOnce, HeadOfNoConfiguration, EndsWithoutVersion1]
+)
 def test_other_habits_pass(habit: type[BackEnd]) -> None:
     with habit() as back_end:
         results = judged(
             back_end.subject(),
+            "features.version_1_declined",
             "vhost_user_messages",
             "vhost_user_memory.configuration*",
             "vhost_user_rings.a_small_ring",

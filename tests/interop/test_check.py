@@ -234,6 +234,8 @@ def test_dpdk_vhost_in_every_kind(capsys: pytest.CaptureFixture[str], tmp_path: 
     [
         (["check"], "missing URI"),
         (["check", "vhost-user:/nonexistent"], "/nonexistent"),
+        (["check", f"vhost-user:{__file__}"], "not a socket"),
+        (["check", "registers:"], "names no file"),
         (["check", "loopback:blk", "--only", "nothing"], "no case is called 'nothing'"),
         (["check", "loopback:blk", "--report", "/nonexistent/x"], "/nonexistent/x"),
     ],

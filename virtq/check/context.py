@@ -189,11 +189,11 @@ class Context:
         return True
 
     def may_end(self, gone: PeerGone) -> None:
-        """The device has gone, which it may for what the case did, unless it crashed: a new one is
-        begun with. Raises PeerGone if it did crash."""
+        """A back-end has closed the connection, which it may for what the case did, unless it
+        crashed: a new one is begun with. Raises PeerGone if it did, or if it is no back-end."""
         self._keeper.ending()  # it has its time
         ended = self._keeper.has_ended()
-        if self.last is None or isinstance(self.last.transport, Renewable):
+        if self._dial is None:
             raise gone
         if ended is not None and ended.crashed:
             raise gone

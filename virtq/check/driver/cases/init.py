@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 
-from virtq.check.case import NotObservable, case, expect
+from virtq.check.case import Hung, NotObservable, case, expect
 from virtq.check.driver.context import DriverContext
 from virtq.check.driver.peer import Peer
 from virtq.check.driver.record import Event, Record
@@ -311,15 +311,22 @@ def does_not_count_on_a_device_that_needs_a_reset(driver: DriverContext) -> None
 @case("resv.drv.version-1-accept", party="driver")
 def version_1_is_accepted(driver: DriverContext) -> None:
     """VERSION_1 is accepted where it is offered."""
-    features = driver.plain().record.features
-    expect((features or 0) & F.VERSION_1, "VERSION_1 to be accepted", hex(features or 0))
+    features = _chosen(driver.plain().record)
+    expect(features & F.VERSION_1, "VERSION_1 to be accepted", hex(features))
+
+
+def _chosen(record: Record) -> int:
+    """The features that the driver took. Raises Hung if it has taken none in the time it had."""
+    if record.features is None:
+        raise Hung("the driver connected, and has not set its features since")
+    return record.features
 
 
 @case("resv.drv.ring-packed-accept", party="driver", packed=True)
 def packed_rings_are_accepted(driver: DriverContext) -> None:
     """SHOULD: RING_PACKED is accepted where it is offered."""
     record = driver.plain().record
-    features = record.features
-    if not (features or 0) & F.RING_PACKED:
+    features = _chosen(record)
+    if not features & F.RING_PACKED:
         check_passed_on(record)
-    expect((features or 0) & F.RING_PACKED, "RING_PACKED to be accepted", hex(features or 0))
+    expect(features & F.RING_PACKED, "RING_PACKED to be accepted", hex(features))
