@@ -165,11 +165,14 @@ class Bench:
             self._idle += 1
             raise
         self._idle = 0
-        if self.flows:
-            for _ in peer.turns(self._begin_s):
-                ring = peer.rings.get(work)
-                if ring is None or ring.count:
-                    break
+
+    def await_first(self, peer: Peer) -> None:
+        """Wait until the driver has made a buffer available; harmless if it does not. Raises
+        PeerGone."""
+        for _ in peer.turns(self._begin_s if self.flows else 0):
+            ring = peer.rings.get(peer.role.work)
+            if ring is None or ring.count:
+                return
 
     @property
     def _begin_s(self) -> float:

@@ -259,7 +259,9 @@ class DriverContext:
         """A fresh driver's work queue, once it is live. Raises Hung."""
         self._bench.await_live(peer)
         self._check_kind(peer.features)
-        ring = peer.rings[peer.role.work]
+        ring = peer.rings.get(peer.role.work)
+        if ring is None:
+            raise Stalled(f"queue {peer.role.work} is not set up any more")
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
@@ -270,6 +272,7 @@ class DriverContext:
         device should; see `outlives`."""
         flows = self.plain().flows  # what it is like otherwise has to be known
         live = self.going(self.fresh())
+        self._bench.await_first(live.peer)
         if flows:
             live.serve(_STRIDE_BUFFERS)
         live.settle()
