@@ -97,8 +97,6 @@ class Options:
 LARGE_FRAMES: Final = (
     (Options(RingKind.SPLIT_IN_ORDER), 1500),
     (Options(RingKind.PACKED_IN_ORDER), 1500),
-    (Options(RingKind.SPLIT_IN_ORDER, mergeable=True), 9000),
-    (Options(RingKind.PACKED_IN_ORDER, mergeable=True), 9000),
 )
 """What is measured of larger frames, unless sizes are asked for."""
 
