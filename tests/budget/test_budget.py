@@ -92,13 +92,13 @@ BUDGET: dict[tuple[RingKind, str, int], tuple[float, float]] = {
     (RingKind.SPLIT_IN_ORDER, "send", 32): (120, 118),
     (RingKind.SPLIT_IN_ORDER, "receive", 1): (570, 415),
     (RingKind.SPLIT_IN_ORDER, "receive", 32): (155, 130),
-    (RingKind.PACKED, "send", 1): (465, 520),
+    (RingKind.PACKED, "send", 1): (465, 470),
     (RingKind.PACKED, "send", 32): (255, 190),
-    (RingKind.PACKED, "receive", 1): (625, 520),
+    (RingKind.PACKED, "receive", 1): (625, 465),
     (RingKind.PACKED, "receive", 32): (290, 190),
-    (RingKind.PACKED_IN_ORDER, "send", 1): (430, 490),
+    (RingKind.PACKED_IN_ORDER, "send", 1): (430, 440),
     (RingKind.PACKED_IN_ORDER, "send", 32): (136, 134),
-    (RingKind.PACKED_IN_ORDER, "receive", 1): (600, 490),
+    (RingKind.PACKED_IN_ORDER, "receive", 1): (600, 455),
     (RingKind.PACKED_IN_ORDER, "receive", 32): (170, 143),
 }
 
