@@ -109,9 +109,10 @@ def test_our_driver_on_our_device(direction: net.Direction) -> None:
     length = 9000 if direction == "receive" else 64
     (pair,) = net.contenders(net.Traffic(options, direction, length), [net.OURS])
     try:
-        windows = [pair.window(0.02) for _ in range(3)]
+        # On a busy machine a single window may find the two processes without a processor.
+        windows = [pair.window(0.05) for _ in range(6)]
     finally:
         pair.close()
-    assert all(window.work > 0 for window in windows)
+    assert sum(window.work for window in windows) > 0
     verified = sum(window.counts["verified"] for window in windows)
     assert verified > 0 or direction == "send"

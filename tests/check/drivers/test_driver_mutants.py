@@ -18,6 +18,7 @@ from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Result
 
 PATIENCE_S, PATIENCE_WITH_A_MUTANT_S = 10.0, 0.3
+ATTEMPTS = 3
 MOMENT_S = 0.01
 BASELINE_BUFFERS = 100
 
@@ -71,11 +72,14 @@ def test_a_driver_that_is_right_passes(
 @pytest.mark.parametrize("mutant", CATCHES, ids=lambda mutant: mutant.__name__)
 def test_a_mutant_is_caught(mutant: type[Reference], tmp_path: Path) -> None:
     for name in CATCHES[mutant]:
-        results = judge(mutant, [DRIVER_CASES[name]], tmp_path, PATIENCE_WITH_A_MUTANT_S)
-        seen = []
-        for result in results:
-            seen.append((result.title, str(result.verdict), result.reason))
-            if result.verdict in BAD:
+        seen: list[Result] = []
+        # A busy machine may leave a case too little to look at: then it is skipped.
+        for _ in range(ATTEMPTS):
+            for result in judge(mutant, [DRIVER_CASES[name]], tmp_path, PATIENCE_WITH_A_MUTANT_S):
+                seen.append(result)
+                if result.verdict in BAD:
+                    break
+            if seen[-1].verdict in BAD or all(one.verdict is Verdict.PASS for one in seen):
                 break
-        else:
-            pytest.fail(f"{name} does not notice: {seen}")
+        told = [(result.title, str(result.verdict), result.reason) for result in seen]
+        assert seen[-1].verdict in BAD, f"{name} does not notice: {told}"
