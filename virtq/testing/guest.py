@@ -39,6 +39,10 @@ KERNEL_PARAMETERS: Final = (
     "initcall_blacklist=load_system_certificate_list"
 )
 
+# Once in a while, on a busy machine, the timer of a second processor that sleeps does not wake it,
+# and nothing does after that. One that ticks is woken by the next tick.
+SMP_PARAMETERS: Final = "nohz=off highres=off"
+
 _CHUNK = 65536
 _LONGEST_MARK = 64
 
@@ -317,7 +321,8 @@ class LinuxGuest:
     ) -> list[str | Path]:
         config = self.config
         memory = f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"
-        parameters = f"{KERNEL_PARAMETERS} {config.kernel_parameters}"
+        several = SMP_PARAMETERS if config.cpus > 1 else ""
+        parameters = f"{KERNEL_PARAMETERS} {several} {config.kernel_parameters}"
         return [
             parts.qemu_called(config.qemu),
             *("-nodefaults", "-no-user-config", "-display", "none"),
