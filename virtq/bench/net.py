@@ -134,14 +134,15 @@ class Traffic:
         return self.length > UNSPREAD_MOST
 
 
-def check(length: int, options: Options) -> None:
-    """Raises BenchError for a size that cannot be."""
+def able(options: Sequence[Options], length: int) -> list[Options]:
+    """The option sets for frames of that length: a large one needs mergeable buffers. Raises
+    BenchError for a size that cannot be."""
     if not LENGTH_LEAST <= length <= LENGTH_MOST:
         raise BenchError(f"a frame of {length} bytes is not in {LENGTH_LEAST} to {LENGTH_MOST}")
-    if length > UNSPREAD_MOST and not options.mergeable:
-        raise BenchError(
-            f"a frame of {length} bytes needs mergeable buffers, which {options.title} has not"
-        )
+    if length <= UNSPREAD_MOST:
+        return list(options)
+    large = (replace(one, mergeable=True, vectorized=False) for one in options)
+    return list(dict.fromkeys(large))
 
 
 # The ends
@@ -497,12 +498,12 @@ def cases(
         options, directions = _quickly(options), directions[:2]
     if not against_dpdk:
         options = [one for one in options if not one.vectorized]
-    wanted = list(itertools.product(options, lengths or (LENGTH_LEAST,)))
+    sizes = lengths or (LENGTH_LEAST,)
+    wanted = [(one, length) for length in sizes for one in able(options, length)]
     if not lengths and not quick:
         wanted += [large for large in LARGE_FRAMES if large[0].kind in kinds]
     made = []
     for (one, length), direction in itertools.product(wanted, directions):
-        check(length, one)
         traffic = Traffic(one, direction, length, pin or (0, 1))
         names = _names(traffic) if against_dpdk else [OURS]
         made.append(
