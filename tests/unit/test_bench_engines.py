@@ -62,8 +62,8 @@ def test_net_cases_say_what_they_compare() -> None:
     assert {case.parameters["bytes"] for case in split} == {64}
     with pytest.raises(BenchError, match="9001"):
         net.cases(lengths=(9001,))
-    large = [case.parameters["ring"] for case in net.cases(lengths=(9000,), directions=["send"])]
-    assert large == [f"{kind.title}, mergeable" for kind in RingKind]
+    kinds = [case.parameters["ring"] for case in net.cases(lengths=(9000,), directions=["send"])]
+    assert kinds == [f"{kind.title}, mergeable" for kind in RingKind]
 
 
 def _compared(ring: str, rates: dict[str, tuple[int, int]], frame_bytes: int = 64) -> Comparison:
