@@ -9,27 +9,12 @@
 //!
 //! `--kind` picks one kind of ring, such as "packed, in order". `--free`: do not pin the threads.
 
+mod options;
+
 use std::time::Duration;
 
+use options::{KINDS, is_set, option, text};
 use virtq_core::pump::loopback::{Direction, LoopReport, LoopSetup, RingLoop};
-use virtq_core::ring::feature;
-
-const KINDS: [(&str, u64); 4] = [
-    ("split, any order", 0),
-    ("split, in order", feature::IN_ORDER),
-    ("packed, any order", feature::RING_PACKED),
-    ("packed, in order", feature::RING_PACKED | feature::IN_ORDER),
-];
-
-fn text(name: &str) -> Option<String> {
-    let args: Vec<String> = std::env::args().collect();
-    let at = args.iter().position(|arg| arg == name)?;
-    args.get(at + 1).cloned()
-}
-
-fn option(name: &str, default: u64) -> u64 {
-    text(name).and_then(|value| value.parse().ok()).unwrap_or(default)
-}
 
 fn main() {
     let windows = option("--windows", 20).clamp(1, 1000);
@@ -39,7 +24,7 @@ fn main() {
         Some("both") => Direction::Both,
         _ => Direction::Send,
     };
-    let free = std::env::args().any(|arg| arg == "--free");
+    let free = is_set("--free");
     let mut kinds = Vec::new();
     for (name, features) in
         KINDS.iter().filter(|(name, _)| text("--kind").is_none_or(|kind| kind == *name))

@@ -8,10 +8,13 @@
 //! `cargo bench -p virtq-core --bench net -- [--windows N] [--ms MILLISECONDS] [--kind WORDS]
 //! [--direction send|receive|both] [--batch N] [--size N] [--length BYTES] [--mergeable] [--alone]`
 
+mod options;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use options::{KINDS, is_set, option, text};
 use virtq_core::memory::{
     Mapping, Memory, Region, copy_from_shared, copy_to_shared, prefetch, prefetch_write,
 };
@@ -22,14 +25,7 @@ use virtq_core::pump::net::{
 };
 use virtq_core::pump::{Path, Poller, SharedQueue, Worker};
 use virtq_core::queue::{DeviceQueue, DriverQueue, Setup};
-use virtq_core::ring::feature;
 
-const KINDS: [(&str, u64); 4] = [
-    ("split, any order", 0),
-    ("split, in order", feature::IN_ORDER),
-    ("packed, any order", feature::RING_PACKED),
-    ("packed, in order", feature::RING_PACKED | feature::IN_ORDER),
-];
 /// Beside them: their frames alone.
 const LINES: &str = "lines alone";
 /// Guest addresses of the areas of a queue, and of its packet buffers.
@@ -38,20 +34,6 @@ const BUFFERS: u64 = 0x100_0000;
 /// Rounds of one end before the other has its turn, and turns of a slice that is timed.
 const ROUNDS: usize = 8;
 const TURNS: usize = 100;
-
-fn text(name: &str) -> Option<String> {
-    let args: Vec<String> = std::env::args().collect();
-    let at = args.iter().position(|arg| arg == name)?;
-    args.get(at + 1).cloned()
-}
-
-fn option(name: &str, default: u64) -> u64 {
-    text(name).and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
-fn is_set(name: &str) -> bool {
-    std::env::args().any(|arg| arg == name)
-}
 
 /// Both halves of a queue.
 struct Pair {

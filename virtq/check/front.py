@@ -282,12 +282,11 @@ class Front:
         request: int,
         payload: Payload | bytes | None = None,
         fds: Sequence[int] = (),
-        flags: int = 0,
     ) -> Outcome:
         """Send a request that has no reply of its own, with need_reply where REPLY_ACK holds, and
         see what becomes of it. Raises Hung if nothing does."""
         acks = P.REPLY_ACK in self.protocol
-        self.send(request, payload, fds, flags | (NEED_REPLY if acks else 0))
+        self.send(request, payload, fds, NEED_REPLY if acks else 0)
         if not acks:
             return self.sound()
         try:
@@ -425,7 +424,7 @@ class Front:
         return 0
 
     def read_config(self, offset: int, length: int) -> bytes:
-        """Raises Broken if the reply has another size (24)."""
+        """Raises Broken if the reply has another size."""
         answer = self.ask(Code.GET_CONFIG, Config(offset, length, 0, bytes(length)))
         expect(
             len(answer.body) == 12 + length,

@@ -28,6 +28,11 @@ class Gone(Exception):
     """There is no device any more, and no way to start another one; the text says why."""
 
 
+def _is_full(error: TransportError) -> bool:
+    """Whether its backlog is: it is there, and takes nothing."""
+    return isinstance(error.__context__, BlockingIOError)
+
+
 class Lasting:
     """A device that somebody else has started, and that was there before."""
 
@@ -45,8 +50,8 @@ class Lasting:
             try:
                 return open()
             except TransportError as error:
-                if isinstance(error.__context__, BlockingIOError):
-                    raise  # its backlog is full: it is there, and takes nothing
+                if _is_full(error):
+                    raise
                 if time.monotonic() > deadline:
                     self._gone = str(error)
                     if self._is_told:
@@ -101,8 +106,8 @@ class Started:
             try:
                 return open()
             except TransportError as error:
-                if isinstance(error.__context__, BlockingIOError):
-                    raise  # its backlog is full: it is there, and takes nothing
+                if _is_full(error):
+                    raise
                 if ending := self._running.ended():
                     raise PeerGone(f"the device is gone: {ending.text}") from None
                 if not isinstance(error, NobodyListens):  # it is there, and does not do its part

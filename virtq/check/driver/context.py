@@ -52,9 +52,9 @@ class Live:
     def features(self) -> int:
         return self.peer.features or 0
 
-    def take(self, count: int, *, exactly: bool = False) -> list[Chain]:
+    def take(self, count: int) -> list[Chain]:
         """Wait until `count` buffers are there; the oldest ones, or fewer if the driver does not
-        have so many at once (`exactly`: NotObservable then). Raises Stalled if none comes."""
+        have so many at once. Raises Stalled if none comes."""
         ring = self.ring
         before = -1
         for _ in self.peer.turns(self.patience_s):
@@ -68,11 +68,6 @@ class Live:
             raise Stalled(
                 f"waited {self.patience_s:g} s for a buffer on queue {ring.index}; "
                 f"{ring.count} came before"
-            )
-        if exactly and len(ring.held) < count:
-            raise NotObservable(
-                f"the driver has {len(ring.held)} buffers at once on queue {ring.index}, "
-                f"{count} are needed"
             )
         return ring.held[:count]
 

@@ -33,10 +33,10 @@ def depth_of(live: Live, needed: int = 2) -> int:
     raise NotObservable(f"the driver has {depth} buffers at once, {needed} are needed")
 
 
-def laps(live: Live, size_of: Callable[[], int], count: int = LAPS) -> None:
+def laps(live: Live, size_of: Callable[[], int]) -> None:
     """Around the ring, in batches; the driver has to keep up."""
     slots = 0
-    while slots < count * live.ring.size:
+    while slots < LAPS * live.ring.size:
         chains = live.take(size_of())
         slots += sum(len(chain.descriptors) for chain in chains)
         live.use(chains)
