@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -196,7 +197,7 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtq-judge-")))
         words = stack.enter_context(subject.start(folder))
         if loaded:
-            stack.enter_context(busy())
+            stack.enter_context(LOAD)
         command = [sys.executable, "-m", "virtq", "check", *words]
         command += ["--json", "--seed", str(seed)]
         pipe = subprocess.PIPE
@@ -219,17 +220,33 @@ def judge(subject: Subject, seed: int, *, loaded: bool) -> str:
     return ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts.get(word))
 
 
-@contextlib.contextmanager
-def busy() -> Iterator[None]:
-    """A process for each processor that does nothing but that."""
-    loop = [sys.executable, "-c", f"import time\nwhile time.monotonic() < {limit()}: pass"]
-    spinning = [subprocess.Popen(loop) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for process in spinning:
-            process.kill()
-            process.wait()
+class Load:
+    """A process for each processor that does nothing but that, while any run wants it so: runs that
+    go on side by side have the same ones."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._spinning: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._wanted += 1
+            if self._wanted == 1:
+                loop = f"import time\nwhile time.monotonic() < {limit()}: pass"
+                words = [sys.executable, "-c", loop]
+                self._spinning = [subprocess.Popen(words) for _ in range(os.cpu_count() or 1)]
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if not self._wanted:
+                for process in self._spinning:
+                    process.kill()
+                    process.wait()
+
+
+LOAD = Load()
 
 
 def limit() -> float:

@@ -27,7 +27,7 @@ from typing import Final, Self
 
 from .peers.process import PeerError, Process
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 _PR_SET_PDEATHSIG: Final = 1
 _ACCEPTS: Final = "00010000"
 _CONNECTED: Final = "03"

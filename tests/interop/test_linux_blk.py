@@ -17,7 +17,7 @@ from virtq.features import F, RingKind
 from virtq.wire.blk import BlkFeature
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, run_guest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, run_guest, vhost_user
 from .serving import Report, Serving
 
 pytestmark = pytest.mark.interop
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.interop
 MIB = 1 << 20
 DATA_BYTES = 256 * MIB
 SMALL_DATA_BYTES = 8 * MIB
-GUEST_TIMEOUT_S = 120.0
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
 ALWAYS_NEGOTIATED = (
     F.INDIRECT_DESC

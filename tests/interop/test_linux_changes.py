@@ -13,14 +13,13 @@ from virtq.features import F, RingKind
 from virtq.transports.vhost_user import Frontend
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, run_guest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, run_guest, vhost_user
 from .serving import Serving
 from .test_linux_blk import digest, parse_features
 
 pytestmark = pytest.mark.interop
 
 MIB = 1 << 20
-GUEST_TIMEOUT_S = 60.0
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
 
 # Each guest reads what the one before has left in a place, and moves it on to the next.

@@ -26,15 +26,14 @@ from virtq.wire.console import DEVICE_ID, ConsoleConfig, ConsoleFeature
 from virtq.wire.layout import size_of
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
 
 pytestmark = pytest.mark.interop
 
 MIB = 1 << 20
 PORTS_MAX = 4
 QUEUE_SIZE = 64
-GUEST_TIMEOUT_S = 60.0
-SOCKET_TIMEOUT_S = 30.0
+SOCKET_TIMEOUT_S = 120.0
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
 LINUX_FEATURES = ConsoleFeature.SIZE | ConsoleFeature.MULTIPORT
 

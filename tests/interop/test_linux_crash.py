@@ -27,7 +27,7 @@ from virtq.transports.vhost_user import Frontend, NotResumable
 
 from .nursery import Nursery, is_connected, is_listening
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
 from .peers.qsd import BlockExport, StorageDaemon
 from .serving import Serving
 from .writer import Journal, read_all, write_round
@@ -36,7 +36,6 @@ pytestmark = pytest.mark.interop
 
 KILLS: Final = int(os.environ.get("VIRTQ_KILLS", "200"))
 IMAGE_BYTES: Final = 8 << 20
-GUEST_TIMEOUT_S: Final = 200.0
 
 # Four writers, each with a mebibyte of its own, that it fills with its name and the number of the
 # round, acknowledged by the guest in the end of each: three past the page cache, request by

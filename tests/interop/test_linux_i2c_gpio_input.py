@@ -23,7 +23,7 @@ from virtq.wire.i2c import I2cFeature
 from virtq.wire.input import InputDescription
 
 from .peers.availability import linux, require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
 from .peers.guest_tool import guest_tool
 from .serving import Report, Serving
 
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.interop
 
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
 ALWAYS_NEGOTIATED = F.INDIRECT_DESC | F.EVENT_IDX | F.VERSION_1 | F.RING_RESET
-GUEST_TIMEOUT_S = 90.0
 MODULES = ("virtio_input", "evdev", "i2c-dev", "i2c-virtio", "at24", "gpio-virtio")
 WRITTEN = b"by the guest"
 WRITTEN_AT = 0x22

@@ -16,7 +16,7 @@ import pytest
 from virtq.features import F, RingKind
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user, vhost_user_net
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user, vhost_user_net
 from .serving import Report, Serving
 from .test_linux_blk import digest, parse_features
 from .test_linux_net import GUEST_ADDRESS, HOST_ADDRESS, Namespace, receive, send
@@ -28,7 +28,6 @@ PAGE_BYTES = 4096
 REQUEST_BYTES = 32 << 10
 DATA_BYTES = MIB
 REQUESTS = DATA_BYTES // REQUEST_BYTES
-GUEST_TIMEOUT_S = 90.0
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
 
 # ATS is a capability of PCI Express: each device sits behind a root port.

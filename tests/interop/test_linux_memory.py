@@ -11,7 +11,7 @@ import pytest
 from virtq.features import RingKind
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
 from .serving import Serving
 from .test_linux_blk import check_queues
 
@@ -23,7 +23,6 @@ DIMM_MIB = 256
 DATA_MIB = 64
 """More than this guest has free without the DIMM (about 44 MiB)."""
 SMALL_MIB = 1
-GUEST_TIMEOUT_S = 90.0
 
 # Movable memory is where Linux takes a process's buffers from first. DIMMs begin at 4 GiB, and
 # a block of memory has 128 MiB: the first is number 32.

@@ -17,7 +17,7 @@ import pytest
 from virtq.features import RingKind
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
 from .serving import Serving
 
 pytestmark = pytest.mark.interop
@@ -26,7 +26,6 @@ MIB: Final = 1 << 20
 WRITERS: Final = 2
 KNOWN_MIB: Final = 4
 """Where the part of the disk begins that is only read."""
-GUEST_TIMEOUT_S: Final = 120.0
 
 # A writer fills its mebibyte with its name and the number of the round, and tells when that is
 # done. Besides, the script has the back-end fill the guest's page cache with a part of the disk

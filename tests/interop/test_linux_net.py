@@ -24,7 +24,7 @@ from virtq.features import F, RingKind
 from virtq.wire.net import NetFeature
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user_net
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user_net
 from .serving import Serving
 
 pytestmark = pytest.mark.interop
@@ -34,8 +34,7 @@ DATA_BYTES = 64 * MIB
 ETHERNET_FRAME_BYTES = 1514
 GUEST_ADDRESS: Final = "192.0.2.1"
 HOST_ADDRESS: Final = "192.0.2.2"
-GUEST_TIMEOUT_S = 120.0
-TRANSFER_TIMEOUT_S = 60.0
+TRANSFER_TIMEOUT_S = 180.0
 PINGS = 5
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
 ALWAYS_NEGOTIATED = (

@@ -15,7 +15,7 @@ from virtq.features import RingKind
 from virtq.transports.vhost_user import postcopy
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, GuestError, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, GuestError, LinuxGuest, vhost_user
 from .serving import Serving
 from .test_linux_blk import digest
 
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.interop
 
 MIB = 1 << 20
 DATA_MIB = 16
-GUEST_TIMEOUT_S = 90.0
 PRECOPY_BYTES_PER_S = MIB
 """So little that nearly everything is left for later; postcopy itself has no such limit."""
 

@@ -10,12 +10,11 @@ from virtq.devices.rng import SeededSource
 from virtq.features import F, RingKind
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, LinuxGuest, vhost_user
+from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
 from .serving import Report, Serving
 
 pytestmark = pytest.mark.interop
 
-GUEST_TIMEOUT_S = 60.0
 READ_BYTES = 4096
 SHORT_BUFFER_BYTES = 24
 LINUX_BUFFER_BYTES = 64

@@ -32,7 +32,7 @@ DEVICE_ID = 38
 NAMELESS_ID = 63
 QUEUE_SIZE = 64
 KIND_BITS = F.RING_PACKED | F.IN_ORDER
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 SHOUT = f"""
 from dataclasses import dataclass

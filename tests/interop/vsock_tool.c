@@ -27,13 +27,23 @@ static int fail(const char *what)
     return refused ? 2 : errno == ECONNRESET ? 3 : 1;
 }
 
+/* How long a connection may take. Linux's own two seconds are short for a guest that gets little
+ * of a processor. */
+static const struct timeval connect_timeout = {.tv_sec = 60};
+
 static int open_socket(int type, unsigned cid, const char *port, struct sockaddr_vm *address)
 {
+    int sock;
+
     memset(address, 0, sizeof *address);
     address->svm_family = AF_VSOCK;
     address->svm_cid = cid;
     address->svm_port = (unsigned)strtoul(port, NULL, 10);
-    return socket(AF_VSOCK, type, 0);
+    sock = socket(AF_VSOCK, type, 0);
+    if (setsockopt(sock, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &connect_timeout,
+                   sizeof connect_timeout))
+        return -1;
+    return sock;
 }
 
 static int write_all(int fd, const char *data, size_t length)

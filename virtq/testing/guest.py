@@ -69,7 +69,7 @@ class GuestConfig:
     cpus: int = 1
     memory_mib: int = 256
     reboots: int = 0
-    timeout_s: float = 60.0
+    timeout_s: float = 120.0
     machine: str = "pc"
     cpu: str = "qemu64"
     firmware: str = "qboot.rom"
@@ -227,7 +227,7 @@ class LinuxGuest:
         heir: LinuxGuest,
         socket_path: Path,
         meanwhile: Callable[[], None] = lambda: None,
-        timeout_s: float = 60.0,
+        timeout_s: float = 120.0,
     ) -> None:
         """Moves the running guest to `heir`'s QEMU, by way of a socket at that path; returns once
         it runs there. Then this one is to be left. Raises GuestError if it does not succeed.
@@ -252,7 +252,7 @@ class LinuxGuest:
                 raise GuestError(f"the guest does not run after its migration\n{heir.qemu_log}")
             time.sleep(0.01)
 
-    def save(self, path: Path, timeout_s: float = 60.0) -> SavedGuest:
+    def save(self, path: Path, timeout_s: float = 120.0) -> SavedGuest:
         """Writes the guest down as it runs, in a file at that path; then this one is to be left.
         Raises GuestError if it does not succeed."""
         deadline = time.monotonic() + timeout_s

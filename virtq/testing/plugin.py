@@ -145,7 +145,7 @@ class Guest(Protocol):
         properties: Mapping[str, object] | None = None,
         modules: Sequence[str] | None = None,
         args: Sequence[str] = (),
-        timeout_s: float = 60.0,
+        timeout_s: float = 120.0,
     ) -> GuestResult: ...
 
 
@@ -168,7 +168,7 @@ def virtq_guest(request: pytest.FixtureRequest, ring_kind: RingKind) -> Guest:
         properties: Mapping[str, object] | None = None,
         modules: Sequence[str] | None = None,
         args: Sequence[str] = (),
-        timeout_s: float = 60.0,
+        timeout_s: float = 120.0,
     ) -> GuestResult:
         kind = {"packed": ring_kind.packed, "in_order": ring_kind.in_order}
         words = list(args)

@@ -73,7 +73,7 @@ class Process:
         """All that the process has logged so far."""
         return self._log.text
 
-    def wait_log(self, text: str, timeout_s: float = 10.0) -> None:
+    def wait_log(self, text: str, timeout_s: float = 30.0) -> None:
         """Awaits `text` anywhere in the log; raises PeerError when it does not come."""
         if self._log.find(text.encode(), 0, timeout_s) is None:
             raise self.failure(f"did not log {text!r} in {timeout_s} s")
