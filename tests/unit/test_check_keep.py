@@ -47,6 +47,28 @@ def test_that_a_device_is_gone_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert all("the device is gone: Connection refused" in other.reason for other in others)
 
 
+@pytest.mark.parametrize(("failures", "comes"), [(2, True), (3, False)])
+def test_one_that_took_too_long_once_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int, comes: bool
+) -> None:
+    monkeypatch.setattr(keep, "RETURN_S", 0.0)
+    asked = 0
+
+    def open() -> str:
+        nonlocal asked
+        asked += 1
+        if asked <= failures:
+            raise TransportError("QEMU does not answer")
+        return "it"
+
+    if comes:
+        assert Lasting().reach(open) == "it"
+    else:
+        with pytest.raises(PeerGone, match="does not answer"):
+            Lasting().reach(open)
+    assert asked == 3
+
+
 class Leaving(LoopbackTransport):
     """Closes the connection once it has a queue, and is there again for the next one."""
 

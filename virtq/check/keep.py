@@ -17,6 +17,8 @@ START_S = 30.0
 """How long a device that is started may take until it can be opened."""
 RETURN_S = 2.0
 """How long one that somebody else has started may take until it listens again."""
+_ATTEMPTS = 3
+"""One that took too long to answer once, as QEMU does beside much else, may not the next time."""
 _LAST_BREATH_S = 1.0
 """A connection may be closed before its process has ended."""
 _POLL_S = 0.01
@@ -46,13 +48,15 @@ class Lasting:
         if self._gone:
             raise Gone(self._gone)
         deadline = time.monotonic() + RETURN_S
+        attempts = 0
         while True:
+            attempts += 1
             try:
                 return open()
             except TransportError as error:
                 if _is_full(error):
                     raise
-                if time.monotonic() > deadline:
+                if attempts >= _ATTEMPTS and time.monotonic() > deadline:
                     self._gone = str(error)
                     if self._is_told:
                         raise Gone(self._gone) from None
