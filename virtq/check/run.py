@@ -17,7 +17,7 @@ from virtq.check.cases import all_cases
 from virtq.check.context import Context
 from virtq.check.keep import Gone, Keeper, Lasting, Started
 from virtq.check.net.far_end import Finder, by_itself
-from virtq.errors import PeerGone, TransportError, UriError, VirtqError
+from virtq.errors import ConfigError, PeerGone, TransportError, UriError, VirtqError
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user.exchange import Refused
@@ -207,6 +207,9 @@ def _run_one(
     except VirtqError as error:
         verdict = Verdict.FAIL
         fields = {"expected": "the transport to do its work", "came": str(error)}
+        if isinstance(error, ConfigError) and context.last and not context.last.shows_config:
+            verdict = Verdict.SKIPPED
+            fields = {"reason": f"its configuration space is the front-end's: {error}"}
     except Exception as error:  # ours, not the device's; the others are still judged
         log.exception("the case %s itself failed", case.name)
         verdict, fields = Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
