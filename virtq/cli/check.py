@@ -211,7 +211,10 @@ def check(
     if is_driver and not judge.came:
         reason = done[-1].reason if done else "nothing was run"
         raise Unusable(f"{uri}: {reason}")
-    ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
+    if out.is_broken(done):
+        ctx.exit(EXIT_FAILED)
+    if not is_driver and subject.undrivable is not None:
+        raise Unusable(f"{uri}: {subject.undrivable}")
 
 
 def _collect(turns: Iterable[Iterable[Result]], total: int, *, show_progress: bool) -> list[Result]:
@@ -313,7 +316,7 @@ def _subject(
         if size < QUEUE_SIZE:
             sized = _with_option(uri, f"queue_size={size}")
             subject = replace(subject, open=partial(open_transport, sized))
-    if subject.device_id is None:
+    if subject.device_id is None and subject.undrivable is None:
         subject = replace(subject, device_id=_guess(subject))
     return subject
 
