@@ -93,12 +93,13 @@ def export(folder: Path) -> Iterator[list[str]]:
 def vhost_port(folder: Path) -> Iterator[list[str]]:
     """testpmd with a vhost port that throws away what it is sent, in memory of the usual kind: it
     shares none of its own. Its input, which it ends with, is the judge's, and no shell stands
-    between: how it ends is seen at once."""
+    between: how it ends is seen at once. Its threads may go to any processor: on one that is busy
+    they would not run for seconds, and be taken for hung."""
     path, last = folder / "net.sock", (os.cpu_count() or 1) - 1
     command = (
         # One that was killed leaves its socket in the way.
         f"rm -f {path}; exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd"
-        f" --lcores 0@0,1@{last} -m {PACKET_MEMORY_MIB} --no-huge --no-shconf --no-pci"
+        f" --lcores '(0,1)@(0-{last})' -m {PACKET_MEMORY_MIB} --no-huge --no-shconf --no-pci"
         f" --no-telemetry --file-prefix=virtq-judge --vdev net_vhost0,iface={path} --"
         " --total-num-mbufs=8192 --forward-mode=rxonly --auto-start"
     )
