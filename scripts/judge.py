@@ -91,17 +91,19 @@ def export(folder: Path) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def vhost_port(folder: Path) -> Iterator[list[str]]:
-    """testpmd with a vhost port that throws away what it is sent. It ends with its input."""
+    """testpmd with a vhost port that throws away what it is sent, in memory of the usual kind: it
+    shares none of its own. Its input, which it ends with, is the judge's, and no shell stands
+    between: how it ends is seen at once. Its threads may go to any processor: on one that is busy
+    they would not run for seconds, and be taken for hung."""
     path, last = folder / "net.sock", (os.cpu_count() or 1) - 1
     command = (
         # One that was killed leaves its socket in the way.
-        f"rm -f {path}; sleep {RUN_TIMEOUT_S:g} | RUNTIME_DIRECTORY={folder} dpdk-testpmd"
-        f" --lcores 0@0,1@{last} -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
-        f" --single-file-segments --file-prefix=virtq-judge --vdev net_vhost0,iface={path} --"
+        f"rm -f {path}; exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd"
+        f" --lcores '(0,1)@(0-{last})' -m {PACKET_MEMORY_MIB} --no-huge --no-shconf --no-pci"
+        f" --no-telemetry --file-prefix=virtq-judge --vdev net_vhost0,iface={path} --"
         " --total-num-mbufs=8192 --forward-mode=rxonly --auto-start"
     )
-    with reserve(PACKET_MEMORY_MIB):
-        yield [f"vhost-user:{path}?device=net&queues=2", "--start", command]
+    yield [f"vhost-user:{path}?device=net&queues=2", "--start", command]
 
 
 @contextlib.contextmanager
@@ -117,7 +119,7 @@ def virtio_user(options: str, folder: Path) -> Iterator[list[str]]:
     """testpmd with a virtio-user port that sends all the time, and takes what comes."""
     last = (os.cpu_count() or 1) - 1
     start = (
-        f"sleep {RUN_TIMEOUT_S:g} | RUNTIME_DIRECTORY={folder} dpdk-testpmd"
+        f"exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd"
         f" --lcores 0@{last},1@{last} -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
         " --single-file-segments --file-prefix=virtq-judge --force-max-simd-bitwidth=512"
         " --vdev net_virtio_user0,path={socket},queues=1,queue_size=256,packed_vq={packed},"

@@ -38,6 +38,15 @@ class PeerGone(TransportError):
     """The other end closed the connection or died."""
 
 
+class UndrivableDevice(TransportError):
+    """A device that no driver can do anything with: on its bus it lacks what it must have. The id
+    of the requirement is in `requirement`."""
+
+    def __init__(self, text: str, requirement: str) -> None:
+        super().__init__(f"{text} [{requirement}]")
+        self.requirement = requirement
+
+
 class RequestError(VirtqError):
     """The device answered a request with a failure status."""
 
@@ -59,6 +68,7 @@ __all__ = [
     "StatusError",
     "TranslationMiss",
     "TransportError",
+    "UndrivableDevice",
     "UriError",
     "VirtqError",
 ]

@@ -3,6 +3,7 @@
     vhost-user:/run/disk.sock                a socket; `?device=blk` tells which driver to use
     vhost-user:/run/s?protocol=-STATUS       one whose protocol features are not the usual ones
     vhost-user:/run/disk.sock?reconnect=on   and outlive its back-ends
+    vhost-user:/run/disk.sock?timeout=1.5    and wait so many seconds for each answer
     loopback:blk?size=64M&queues=2           a device in this process
     loopback:net?pairs=2&mtu=1500
     qtest:virtio-blk-pci,packed=on?disk=a.img a device of a QEMU that is started for it
@@ -64,6 +65,13 @@ def parse_number(text: str) -> int:
         return int(text, 0) if not text.startswith("-") else int("")
     except ValueError:
         raise UriError(f"{text!r} is not a number") from None
+
+
+def parse_seconds(text: str) -> float:
+    """A number of seconds above 0. Raises UriError."""
+    if not re.fullmatch(r"\d+(\.\d+)?", text.strip()) or not float(text):
+        raise UriError(f"{text!r} is no number of seconds")
+    return float(text)
 
 
 def parse_patience(text: str) -> float | None:
@@ -311,12 +319,14 @@ def _open_vhost_user(uri: Uri) -> DriverTransport:
     queues = uri.take("queues", parse_number, None)
     queue_size = uri.take("queue_size", parse_number, frontend.QUEUE_SIZE)
     memory = uri.take("memory", parse_size, frontend.MEMORY_BYTES)
+    timeout_s = uri.take("timeout", parse_seconds, frontend.TIMEOUT_S)
     reconnect_s = uri.take("reconnect", parse_patience, None)
     track = uri.take("track", parse_flag, None)
     protocol = uri.take("protocol", str, "")
     uri.done()
     return frontend.Frontend(
         uri.target,
+        timeout_s=timeout_s,
         queues=queues,
         queue_size_max=queue_size,
         memory_size=memory,

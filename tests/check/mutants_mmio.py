@@ -40,6 +40,20 @@ class OtherMagicWhenLive(MmioReference):
             return swapped if name == "MagicValue" and live else super().get(name)
 
 
+@catches("mmio.magic_value")
+class NoMagic(MmioReference):
+    class window(MmioWindow):
+        def get(self, name: str) -> int:
+            return 0 if name == "MagicValue" else super().get(name)
+
+
+@catches("mmio.version")
+class OfTheNextVersion(MmioReference):
+    class window(MmioWindow):
+        def get(self, name: str) -> int:
+            return 3 if name == "Version" else super().get(name)
+
+
 @catches("mmio.version")
 class LegacyOnceItIsSeen(MmioReference):
     class window(MmioWindow):

@@ -56,6 +56,14 @@ class HidesItsStructureOnceMsixIsOn(PciReference):
             return 0x20 if offset == 0x43 and self.msix_on else value
 
 
+@catches("pci_capabilities.a_common_structure")
+class CommonInNoBar(PciReference):
+    class function(PciFunction):
+        def structures(self) -> Structures:
+            for kind, bar, offset, length, extra in super().structures():
+                yield kind, 7 if kind == 1 else bar, offset, length, extra
+
+
 class Moved(PciFunction):
     """One structure begins a little later."""
 
@@ -105,6 +113,12 @@ class Lacking(PciFunction):
 
     def structures(self) -> Structures:
         return (one for one in super().structures() if one[0] != self.kind)
+
+
+@catches("pci_capabilities.a_common_structure")
+class NoCommonStructure(PciReference):
+    class function(Lacking):
+        kind = 1
 
 
 @catches("pci_capabilities.a_notification_structure")

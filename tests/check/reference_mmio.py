@@ -190,7 +190,12 @@ class MmioReference(RegisterTransport):
         self.behind = self.disk()
         self.board = MmioBoard(self.window(self.behind))
         accesses: Accesses = recorded(self.board) if recorded else self.board
-        registers = virtio_mmio.find(accesses)
+        try:
+            registers = virtio_mmio.find(accesses)
+        except BaseException:
+            self.behind.close()
+            self.board.close()
+            raise
         super().__init__(accesses, self.behind.memory, registers)
         self._open = True
 

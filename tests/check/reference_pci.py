@@ -315,7 +315,11 @@ class PciReference(RegisterTransport):
         words = Memory.allocate(PAGE_BYTES, WORDS_ADDRESS)
         self.board = PciBoard(self.function(self.behind, words))
         accesses: Accesses = recorded(self.board) if recorded else self.board
-        registers = virtio_pci.find(accesses, Arena(words))
+        try:
+            registers = virtio_pci.find(accesses, Arena(words))
+        except BaseException:
+            self.behind.close()
+            raise
         super().__init__(accesses, self.behind.memory, registers)
 
     def change_config(self) -> bool:

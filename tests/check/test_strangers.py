@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.check.reference import Reference, Split
-from tests.check.reference_vhost_user import BackEnd
-from tests.check.reference_vhost_user_channel import CONFIG, REPLY, STATE, Gone
+from tests.check.reference_vhost_user import BackEnd, Network
+from tests.check.reference_vhost_user_channel import CONFIG, NUMBER, REPLY, STATE, Gone
+from tests.check.reference_vhost_user_disk import Disk, Wire
 from virtq.check.case import CASES, Verdict
 from virtq.check.driver.start import Command
 from virtq.check.keep import Started
@@ -22,6 +23,8 @@ from virtq.check.queue_size import bearable_size
 from virtq.check.results import BAD
 from virtq.check.run import Result, Subject, chosen, run
 from virtq.check.work import FS_ID, FUSE_IN, FUSE_OUT
+from virtq.cli import run as cli
+from virtq.cli.failures import EXIT_UNUSABLE
 from virtq.cli.probe import guess_device
 from virtq.errors import PeerGone, TransportError
 from virtq.features import F
@@ -30,6 +33,7 @@ from virtq.status import Status
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.messages import Front, P
+from virtq.wire.net import NetFeature as N
 
 PATIENCE_S = 10.0
 
@@ -94,6 +98,48 @@ class EndsWithoutVersion1(BackEnd):
         super().on_set_features(body, fds)
 
 
+class StartsWithItsCalls(BackEnd):
+    """A ring starts only once it was told whom to call, or that nobody is to be called."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.told: set[int] = set()
+
+    def on_set_vring_call(self, body: bytes, fds: list[int]) -> None:
+        self.told.add(NUMBER.unpack(body)[0] & 0xFF)
+        super().on_set_vring_call(body, fds)
+
+    def on_get_vring_base(self, body: bytes, fds: list[int]) -> bytes | None:
+        self.told.discard(STATE.unpack(body)[0])
+        return super().on_get_vring_base(body, fds)
+
+    def start(self, index: int, kick: int) -> None:
+        if index in self.told:
+            super().start(index, kick)
+        else:
+            os.close(kick)
+
+
+class UsesWhatLiesNowhere(BackEnd):
+    """A buffer that lies nowhere is used without a word, and the ring goes on."""
+
+    class disk_type(Disk):
+        def handle(self, buffer: Taken) -> int:
+            try:
+                return super().handle(buffer)
+            except Exception as error:
+                if "mapped" in str(error):
+                    return 0
+                raise
+
+
+class LeavesTheRest(Network):
+    """It offers what only its front-end can serve: the control queue, the number of pairs."""
+
+    class disk_type(Wire):
+        offered = Wire.offered | int(N.CTRL_VQ | N.CTRL_RX | N.MQ)
+
+
 @pytest.mark.parametrize(
     "habit", [OneListenerEach, OwnedOnce, HeadOfNoConfiguration, EndsWithoutVersion1]
 )
@@ -109,6 +155,39 @@ def test_other_habits_pass(habit: type[BackEnd]) -> None:
         )
     assert not faults(results)
     assert sum(result.verdict is Verdict.PASS for result in results) > 20
+
+
+def test_a_ring_that_waits_for_its_calls() -> None:
+    with StartsWithItsCalls() as back_end:
+        results = judged(back_end.subject(), "vhost_user_rings")
+    assert not faults(results)
+    passed = {result.case.name for result in results if result.verdict is Verdict.PASS}
+    assert passed >= {
+        "vhost_user_rings.a_kick_starts_a_ring",
+        "vhost_user_rings.a_ring_that_is_polled",
+        "vhost_user_rings.inband_kicks",
+    }
+
+
+def test_a_buffer_that_is_used_is_no_error() -> None:
+    with UsesWhatLiesNowhere() as back_end:
+        results = judged(back_end.subject(), "vhost_user_rings.errors")
+    assert [result.verdict for result in results] == [Verdict.SKIPPED] * 2
+    assert all("lies nowhere is used" in result.reason for result in results)
+
+
+def test_what_the_front_end_serves_is_not_asked_of_a_back_end() -> None:
+    names = "the_number_of_pairs", "which_queue_is_which"
+    with LeavesTheRest() as back_end:
+        results = judged(
+            back_end.subject(),
+            *(f"net_config.{name}" for name in names),
+            "net_control.acknowledgements",
+            "net_filter.basic_modes",
+        )
+    seen = [result for result in results if "not offered" not in result.reason]
+    assert [result.verdict for result in seen] == [Verdict.SKIPPED] * 6
+    assert all("the front-end's" in result.reason for result in seen)
 
 
 def test_the_size_of_queue_that_it_bears() -> None:
@@ -258,6 +337,19 @@ def test_wrong_in_the_middle(how: str) -> None:
         results = list(run(back_end.subject(), [CASES[name] for name in names], patience_s=0.2))
     assert any(result.verdict in BAD for result in results)
     assert not [result.reason for result in results if "itself failed" in result.reason]
+
+
+@pytest.mark.parametrize(
+    ("options", "patience", "limit"), [("", "0.1", "0.25 s"), ("?timeout=0.125", "9", "0.125 s")]
+)
+def test_patience_is_for_messages_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, patience: str, limit: str
+) -> None:
+    path = str(tmp_path / "silent.sock")
+    with channel.listen(path):
+        status = cli(["check", f"vhost-user:{path}{options}", "--patience", patience])
+    assert status == EXIT_UNUSABLE
+    assert f"no answer to GET_FEATURES within {limit}" in capsys.readouterr().err
 
 
 # What is started

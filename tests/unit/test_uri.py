@@ -66,6 +66,8 @@ def test_the_parts() -> None:
         ("loopback:net?mac=1:2:3", "is not a MAC address"),
         ("vhost-user:", "names no socket"),
         ("vhost-user:/run/x.sock?queues=many", "queues: 'many' is not a number"),
+        ("vhost-user:/run/x.sock?timeout=0", "timeout: '0' is no number of seconds"),
+        ("vhost-user:/run/x.sock?timeout=soon", "timeout: 'soon' is no number of seconds"),
     ],
 )
 def test_errors_are_one_line_with_the_uri(uri: str, said: str) -> None:

@@ -464,22 +464,23 @@ class Front:
 
     def connect(self, queue: QueueEnd) -> None:
         """Notifications: errors, calls and, which starts the ring, kicks."""
-        for code, take in (
-            (Code.SET_VRING_ERR, None),
-            (Code.SET_VRING_CALL, queue.set_call),
-            (Code.SET_VRING_KICK, queue.set_kick),
-        ):
-            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            if take is None:
-                self._drop_err(queue.index)
-                self.err_fds[queue.index] = fd
-                self.tell(code, U64(queue.index), [fd])
-                continue
-            try:
-                take(fd)
-                self.tell(code, U64(queue.index), [fd])
-            finally:
-                os.close(fd)
+        self.connect_calls(queue)
+        self._signal_by(Code.SET_VRING_KICK, queue, queue.set_kick)
+
+    def connect_calls(self, queue: QueueEnd) -> None:
+        """What the back-end notifies of: errors and used buffers. A ring without it may wait."""
+        self._drop_err(queue.index)
+        fd = self.err_fds[queue.index] = _eventfd()
+        self.tell(Code.SET_VRING_ERR, U64(queue.index), [fd])
+        self._signal_by(Code.SET_VRING_CALL, queue, queue.set_call)
+
+    def _signal_by(self, code: Code, queue: QueueEnd, take: Callable[[int], None]) -> None:
+        fd = _eventfd()
+        try:
+            take(fd)
+            self.tell(code, U64(queue.index), [fd])
+        finally:
+            os.close(fd)
 
     def poll_instead(self, code: Code, index: int) -> None:
         """Tell that no descriptor comes."""
@@ -520,3 +521,7 @@ class Front:
         self._drop_memory()
         for index in list(self.err_fds):
             self._drop_err(index)
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

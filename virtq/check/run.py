@@ -17,7 +17,14 @@ from virtq.check.cases import all_cases
 from virtq.check.context import Context
 from virtq.check.keep import Gone, Keeper, Lasting, Started
 from virtq.check.net.far_end import Finder, by_itself
-from virtq.errors import PeerGone, TransportError, UriError, VirtqError
+from virtq.errors import (
+    ConfigError,
+    PeerGone,
+    TransportError,
+    UndrivableDevice,
+    UriError,
+    VirtqError,
+)
 from virtq.features import F, RingKind, describe
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user.exchange import Refused
@@ -71,6 +78,8 @@ class Subject:
     """A vhost-user connection on which nothing was said yet."""
     started: Started | None = None
     """What starts it, if the judge does and not its transport."""
+    undrivable: UndrivableDevice | None = None
+    """Why no driver can do anything with it: then that is all that can be judged."""
 
     @classmethod
     def find(
@@ -84,7 +93,10 @@ class Subject:
     ) -> Subject:
         """Ask the device what it is. Raises TransportError if there is none, or if it is gone once
         it was asked."""
-        transport = open() if started is None else started.reach(open)
+        try:
+            transport = open() if started is None else started.reach(open)
+        except UndrivableDevice as error:
+            return cls(uri, open, device_id, 0, bus, undrivable=error)
         try:
             transport.write_status(0)
             offered = transport.read_features()
@@ -140,10 +152,20 @@ def run(
             if not case.concerns(subject.device_id, subject.bus):
                 continue
             for kind in case.kinds or (None,):
-                if reason := _not_for(subject, case, kind):
+                if subject.undrivable is not None:
+                    yield _lacking(subject.undrivable, case, kind)
+                elif reason := _not_for(subject, case, kind):
                     yield Result(case, kind, Verdict.SKIPPED, 0.0, reason=reason)
                 else:
                     yield _run_one(keeper, subject, case, kind, seed, patience_s, moment_s)
+
+
+def _lacking(error: UndrivableDevice, case: Case, kind: RingKind | None) -> Result:
+    """What a case comes to on a device that no driver can do anything with."""
+    if error.requirement in case.requirements:
+        expected = "a device that a driver can reach"
+        return Result(case, kind, Verdict.FAIL, 0.0, expected=expected, came=str(error))
+    return Result(case, kind, Verdict.SKIPPED, 0.0, reason=f"no driver reaches it: {error}")
 
 
 def _not_for(subject: Subject, case: Case, kind: RingKind | None) -> str:
@@ -207,6 +229,9 @@ def _run_one(
     except VirtqError as error:
         verdict = Verdict.FAIL
         fields = {"expected": "the transport to do its work", "came": str(error)}
+        if isinstance(error, ConfigError) and context.last and not context.last.shows_config:
+            verdict = Verdict.SKIPPED
+            fields = {"reason": f"its configuration space is the front-end's: {error}"}
     except Exception as error:  # ours, not the device's; the others are still judged
         log.exception("the case %s itself failed", case.name)
         verdict, fields = Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}

@@ -389,6 +389,19 @@ class Session:
         transport = self.transport
         return not isinstance(transport, Frontend) or bool(transport.protocol_features & P.STATUS)
 
+    @property
+    def shows_config(self) -> bool:
+        """Whether the configuration space is the device's: a vhost-user front-end makes it up for a
+        back-end without CONFIG."""
+        transport = self.transport
+        return not isinstance(transport, Frontend) or bool(transport.protocol_features & P.CONFIG)
+
+    def has_queue(self, index: int) -> bool:
+        """Whether a virtqueue that the features promise is the device's: a vhost-user front-end
+        serves itself what is beyond those of the back-end, as the control queue of a network
+        device, though the back-end has a say in the features that bring it."""
+        return not isinstance(self.transport, Frontend) or index < self.transport.queue_count
+
     # Initialization (3.1.1)
 
     def reset(self) -> None:

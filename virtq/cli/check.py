@@ -40,11 +40,12 @@ from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
-from virtq.transports.vhost_user.frontend import QUEUE_SIZE
+from virtq.transports.vhost_user.frontend import QUEUE_SIZE, TIMEOUT_S
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
-DIAL_TIMEOUT_S = 5.0
+_ANSWER_SHARE = TIMEOUT_S / PATIENCE_S
+"""How long an answer to a message may take, of the patience with the device."""
 _SURE_ENOUGH = 5
 """Points for a guess of the device type: three typical features, with nothing against it. A device
 that is judged as another type fails for nothing."""
@@ -188,7 +189,7 @@ def check(
             else:
                 where, far_end = stack.enter_context(reached(uri, port))
                 subject = replace(
-                    _subject(where, device_type, start, stack), uri=uri, far_end=far_end
+                    _subject(where, device_type, start, stack, patience_s), uri=uri, far_end=far_end
                 )
                 device_id, bus = subject.device_id, subject.bus
                 turns = (
@@ -210,7 +211,10 @@ def check(
     if is_driver and not judge.came:
         reason = done[-1].reason if done else "nothing was run"
         raise Unusable(f"{uri}: {reason}")
-    ctx.exit(EXIT_FAILED if out.is_broken(done) else 0)
+    if out.is_broken(done):
+        ctx.exit(EXIT_FAILED)
+    if not is_driver and subject.undrivable is not None:
+        raise Unusable(f"{uri}: {subject.undrivable}")
 
 
 def _collect(turns: Iterable[Iterable[Result]], total: int, *, show_progress: bool) -> list[Result]:
@@ -278,9 +282,16 @@ def _type_of(parts: Uri) -> int | None:
 
 
 def _subject(
-    uri: str, device_type: int | None, start: str | None, stack: contextlib.ExitStack
+    uri: str,
+    device_type: int | None,
+    start: str | None,
+    stack: contextlib.ExitStack,
+    patience_s: float,
 ) -> Subject:
     parts = Uri.parse(uri)
+    answer_s = _ANSWER_SHARE * patience_s
+    if parts.scheme == "vhost-user" and "timeout" not in parts.options:
+        uri = _with_option(uri, f"timeout={answer_s:.3f}")
     if device_type is None:
         device_type = _type_of(parts)
     bus = None
@@ -295,19 +306,23 @@ def _subject(
         started = stack.enter_context(Started(command))
     dial = None
     if parts.scheme == "vhost-user":
-        bus, dial = "vhost-user", partial(channel.connect, parts.target, DIAL_TIMEOUT_S)
+        bus, dial = "vhost-user", partial(channel.connect, parts.target, answer_s)
     subject = Subject.find(uri, opening, device_type, bus, dial, started)
     if dial is not None and "queue_size" not in parts.options:
         device = started or Lasting()
         size = bearable_size(
-            partial(device.reach, dial), partial(device.failed, gone=True), PATIENCE_S
+            partial(device.reach, dial), partial(device.failed, gone=True), patience_s
         )
         if size < QUEUE_SIZE:
-            sized = f"{uri}{'&' if parts.options else '?'}queue_size={size}"
+            sized = _with_option(uri, f"queue_size={size}")
             subject = replace(subject, open=partial(open_transport, sized))
-    if subject.device_id is None:
+    if subject.device_id is None and subject.undrivable is None:
         subject = replace(subject, device_id=_guess(subject))
     return subject
+
+
+def _with_option(uri: str, option: str) -> str:
+    return f"{uri}{'&' if '?' in uri else '?'}{option}"
 
 
 def _guess(subject: Subject) -> int | None:

@@ -83,6 +83,11 @@ class Nic:
             self.most_pairs = int.from_bytes(self.config(8, 2), "little")
         if pairs > self.most_pairs:
             raise NotObservable(f"the device has {self.most_pairs} queue pairs")
+        if self.features & N.CTRL_VQ and not self.session.has_queue(self.control_index):
+            raise NotObservable(
+                f"the control queue, {self.control_index}, is the front-end's: the back-end has"
+                f" {self.session.transport.queue_count} virtqueues"
+            )
         self.mergeable = bool(self.features & N.MRG_RXBUF)
         self.header_bytes = header_bytes(self.features)
         self.token = os.urandom(_TOKEN_BYTES)

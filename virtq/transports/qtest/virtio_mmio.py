@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from types import MappingProxyType
 
-from virtq.errors import ConfigError, TransportError
+from virtq.errors import ConfigError, TransportError, UndrivableDevice
 from virtq.transports.qtest.access import Accesses
 from virtq.transports.qtest.registers import (
     at_one_generation,
@@ -21,8 +21,10 @@ from virtq.transports.qtest.registers import (
 
 BASE, BLOCK_BYTES, BLOCKS = 0xFEB0_0000, 0x200, 24
 MAGIC_VALUE = int.from_bytes(b"virt", "little")
-_VERSION_VALUE = 2
+_VERSION_VALUE, _VERSION_LEGACY = 2, 1
 _QUEUES_MAX = 1024
+_NO_DEVICE_ID = 0xFFFF_FFFF
+"""What a bus reads as where nothing answers."""
 
 REGISTERS: Mapping[str, int] = MappingProxyType(
     {
@@ -180,19 +182,31 @@ class MmioRegisters:
 
 def find(client: Accesses) -> MmioRegisters:
     """The first register block with a device behind it. Raises TransportError if there is none, or
-    one with registers of version 1."""
-    legacy = None
+    one with registers of version 1; UndrivableDevice for one whose MagicValue or Version is no
+    device's."""
+    legacy = False
+    wrong: list[UndrivableDevice] = []
     for block in range(BLOCKS):
         base = BASE + block * BLOCK_BYTES
-        magic, version = (
-            client.load(base + REGISTERS[name], 4) for name in ("MagicValue", "Version")
+        magic, version, device_id = (
+            client.load(base + REGISTERS[name], 4) for name in ("MagicValue", "Version", "DeviceID")
         )
-        if magic != MAGIC_VALUE:
+        if not 0 < device_id < _NO_DEVICE_ID:
             continue
-        if version != _VERSION_VALUE:
-            legacy = version
-        elif client.load(base + REGISTERS["DeviceID"], 4):
+        if magic == MAGIC_VALUE and version == _VERSION_VALUE:
             return MmioRegisters(client, base)
-    if legacy is not None:
-        raise TransportError(f"registers of version {legacy}, not {_VERSION_VALUE} (4.2.2)")
+        if magic != MAGIC_VALUE:
+            text = f"MagicValue {magic:#x} of device {device_id}, not {MAGIC_VALUE:#x} (4.2.2)"
+            wrong.append(UndrivableDevice(text, "mmio.reg.dev.magic"))
+        elif version == _VERSION_LEGACY:
+            legacy = True
+        else:
+            text = f"Version {version:#x} of device {device_id}, not {_VERSION_VALUE} (4.2.2)"
+            wrong.append(UndrivableDevice(text, "mmio.reg.dev.version"))
+    if wrong:
+        raise wrong[0]
+    if legacy:
+        raise TransportError(
+            f"registers of version {_VERSION_LEGACY}, not {_VERSION_VALUE} (4.2.2)"
+        )
     raise TransportError("there is no virtio device behind memory-mapped registers")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from virtq.errors import ConfigError, TransportError
+from virtq.errors import ConfigError, TransportError, UndrivableDevice
 from virtq.features import F
 from virtq.memory import Arena
 from virtq.transports.qtest import msix
@@ -50,6 +50,14 @@ FIELDS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """The common configuration structure (4.1.4.3): offset and size in bytes of each field."""
 
+_PRESENT: Mapping[int, str] = MappingProxyType(
+    {
+        Cfg.COMMON: "pci.common.dev.present",
+        Cfg.NOTIFY: "pci.notifycap.dev.present",
+        Cfg.ISR: "pci.isr.dev.present",
+    }
+)
+"""Structures that every function has, and the requirement that says so."""
 _RESET_TIMEOUT_S = 5.0
 
 
@@ -83,10 +91,10 @@ class PciRegisters:
         self.queue_count = self.get("num_queues")
 
     def structure(self, kind: int) -> Structure:
-        """Raises TransportError if the function has none of this `cfg_type`."""
+        """One that every function has. Raises UndrivableDevice if this one does not."""
         if kind not in self._structures:
-            name = Cfg(kind).name.replace("_", " ")
-            raise TransportError(f"the PCI function has no {name} configuration (4.1.4)")
+            text = f"the PCI function has no {Cfg(kind).name} structure (4.1.4)"
+            raise UndrivableDevice(text, _PRESENT[kind])
         return self._structures[kind]
 
     @property
@@ -288,11 +296,14 @@ def _check_range(area: Structure, offset: int, length: int) -> None:
 
 def find(client: Accesses, words: Arena) -> PciRegisters:
     """The first virtio function on bus 0, ready to be driven. Raises TransportError if there is
-    none, or one that has only the legacy interface."""
+    none, or one that has only the legacy interface; UndrivableDevice for one that has no common
+    configuration and is no device of that interface either."""
     window = Window()
     for function in functions(client):
         device = function.device
         if function.vendor == VENDOR and _DEVICE_FIRST <= device <= _DEVICE_LAST:
             function.place_bars(window)
+            if device < _DEVICE_MODERN and Cfg.COMMON not in structures(function):
+                raise TransportError("the PCI function has only the legacy interface (4.1.2)")
             return PciRegisters(client, function, words)
     raise TransportError("there is no virtio device on the PCI bus")
