@@ -120,7 +120,7 @@ def virtio_user(options: str, folder: Path) -> Iterator[list[str]]:
     last = (os.cpu_count() or 1) - 1
     start = (
         f"exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd"
-        f" --lcores 0@{last},1@{last} -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
+        f" --lcores '(0,1)@(0-{last})' -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
         " --single-file-segments --file-prefix=virtq-judge --force-max-simd-bitwidth=512"
         " --vdev net_virtio_user0,path={socket},queues=1,queue_size=256,packed_vq={packed},"
         f"in_order={{in_order}}{options} --"
