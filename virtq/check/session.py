@@ -441,9 +441,11 @@ class Session:
         return ring
 
     def go_live(self) -> None:
-        """DRIVER_OK."""
+        """DRIVER_OK, and a look at it: a back-end may acknowledge the message before it does what
+        it says, but reads the next one after that."""
         status = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK
         self.transport.write_status(status)
+        self.transport.read_status()
 
     def close(self) -> None:
         """Reset the device and let the transport go. Harmless if the other end is gone."""

@@ -7,6 +7,7 @@ a wire may have others on it. A frame that comes last tells that those before it
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ SOMEBODY = b"\x02\x00\x00\x00\x00\x99"
 _TOKEN_BYTES = 8
 _FRAME_BYTES_MAX = 1514
 _RING_SIZE = 128
+_SEND_AGAIN_S = 0.25
+"""A device may drop a frame that comes close behind others: so long after it the next one is sent
+of those that only tell that the others are through."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +214,17 @@ class Nic:
         or its own address; what it passed on of the others."""
         for packet in packets:
             self.put(packet if isinstance(packet, Packet) else Packet(packet))
-        self.far.send(Packet(self._last_frame(last_to or self.mac)))
+        last = Packet(self._last_frame(last_to or self.mac))
+        self.far.send(last)
+        sent_at = time.monotonic()
         came: list[Received] = []
         for _ in self.session.patience("a frame that was sent to the device to be received"):
             came += self.collect()
             if any(self._last in received.frame for received in came):
                 break
+            if time.monotonic() - sent_at > _SEND_AGAIN_S:
+                self.far.send(last)
+                sent_at = time.monotonic()
         return [received for received in came if self.token in received.frame]
 
     def arrivals(self, *frames: bytes) -> list[Received]:
