@@ -15,10 +15,14 @@ fourth run has a busy process for each processor beside it: a verdict must not d
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import shlex
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -50,6 +54,7 @@ BAD = VERDICTS[1:4]
 LOADED_EVERY = 4
 DISK_BYTES = 64 << 20
 PACKET_MEMORY_MIB = 256
+_SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
 
 Peer = Callable[[Path], contextlib.AbstractContextManager[list[str]]]
 """Starts a peer with files in a folder; gives the words for `virtq check`."""
@@ -91,19 +96,67 @@ def export(folder: Path) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def vhost_port(folder: Path) -> Iterator[list[str]]:
-    """testpmd with a vhost port that throws away what it is sent, in memory of the usual kind: it
-    shares none of its own. Its input, which it ends with, is the judge's, and no shell stands
-    between: how it ends is seen at once. Its threads may go to any processor: on one that is busy
-    they would not run for seconds, and be taken for hung."""
-    path, last = folder / "net.sock", (os.cpu_count() or 1) - 1
-    command = (
-        # One that was killed leaves its socket in the way.
-        f"rm -f {path}; exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd"
-        f" --lcores '(0,1)@(0-{last})' -m {PACKET_MEMORY_MIB} --no-huge --no-shconf --no-pci"
-        f" --no-telemetry --file-prefix=virtq-judge --vdev net_vhost0,iface={path} --"
-        " --total-num-mbufs=8192 --forward-mode=rxonly --auto-start"
+    """testpmd with a vhost port that throws away what it is sent."""
+    path = folder / "net.sock"
+    command = _testpmd(folder, f"--vdev net_vhost0,iface={path}", "rxonly")
+    yield [f"vhost-user:{path}?device=net&queues=2", "--start", f"rm -f {path}; {command}"]
+
+
+@contextlib.contextmanager
+def vhost_port_on_a_wire(folder: Path) -> Iterator[list[str]]:
+    """testpmd between a vhost port and a network interface: what can only be seen of frames. It
+    passes them on as they are, so no driver may leave their segmentation to it (`tso=0`)."""
+    path = folder / "net.sock"
+    with wire() as (here, there):
+        devices = f"--vdev net_vhost0,iface={path},tso=0 --vdev net_af_packet0,iface={there}"
+        command = _testpmd(folder, devices, "io")
+        words = [f"vhost-user:{path}?device=net&queues=2", "--start", f"rm -f {path}; {command}"]
+        yield [*words, "--only", "net_*", "--port", f"packet:{here}"]
+
+
+def _testpmd(folder: Path, devices: str, mode: str) -> str:
+    """In memory of the usual kind: a vhost port shares none of its own. Its input, which it ends
+    with, is the judge's, and no shell stands between: how it ends is seen at once. Its threads may
+    go to any processor: on one that is busy they would not run for seconds, and be taken for
+    hung."""
+    last = (os.cpu_count() or 1) - 1
+    return (
+        f"exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd --lcores '(0,1)@(0-{last})'"
+        f" -m {PACKET_MEMORY_MIB} --no-huge --no-shconf --no-pci --no-telemetry"
+        f" --file-prefix=virtq-judge {devices} --"
+        f" --total-num-mbufs=8192 --forward-mode={mode} --auto-start"
     )
-    yield [f"vhost-user:{path}?device=net&queues=2", "--start", command]
+
+
+@contextlib.contextmanager
+def wire() -> Iterator[tuple[str, str]]:
+    """The two ends of a pair of network interfaces. What is sent at one is a whole frame at the
+    other: no checksum is left to whoever receives it."""
+    here, there = (f"vq{os.getpid()}{end}" for end in "ab")
+    ip("link", "add", here, "type", "veth", "peer", "name", there)
+    try:
+        for name in (here, there):
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+            without_checksum_offload(name)
+            ip("link", "set", name, "up")
+        yield here, there
+    finally:
+        ip("link", "del", here)
+
+
+def ip(*words: str) -> None:
+    """Raises NotJudged, without the right to do it too."""
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise NotJudged(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+def without_checksum_offload(interface: str) -> None:
+    """Its kernel finishes checksums before a frame leaves."""
+    value = ctypes.create_string_buffer(struct.pack("II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sP", interface.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCETHTOOL, request)
 
 
 @contextlib.contextmanager
@@ -158,6 +211,14 @@ SUBJECTS = (
     *_qemu("newest", "QEMU 11.1, {}", NEWEST),
     Subject("qsd", "qemu-storage-daemon 10.0, blk", "vhost-user", export, "qemu-storage-daemon"),
     Subject("dpdk", "DPDK 22.11 vhost, net", "vhost-user", vhost_port, TESTPMD, alone=True),
+    Subject(
+        "dpdk-wire",
+        "DPDK 22.11 vhost, net, `--port`",
+        "vhost-user",
+        vhost_port_on_a_wire,
+        TESTPMD,
+        alone=True,
+    ),
     *(
         Subject(f"linux-{device}", f"Linux 7.3 driver, {device}", "vhost-user", start, needs)
         for device, needs in (("blk", QEMU), ("net", QEMU), ("rng", QEMU), ("console", NEWEST))
