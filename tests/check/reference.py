@@ -7,6 +7,7 @@ the model's device half, and a disk of a few sectors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -210,16 +211,22 @@ class Reference:
     def _look(self) -> None:
         os.eventfd_write(self._wake, 1)
 
+    def _fds(self) -> list[int]:
+        return [self._wake, *(served.kick for served in self.queues.values())]
+
     def _run(self) -> None:
         while not self._end:
             with self.lock:
-                fds = [self._wake, *(served.kick for served in self.queues.values())]
+                fds = self._fds()
             try:
-                for fd in select.select(fds, [], [], self.look_again_s)[0]:
-                    os.eventfd_read(fd)
+                select.select(fds, [], [], self.look_again_s)
             except (OSError, ValueError):
                 continue
             with self.lock:
+                # One that was closed meanwhile may be another file's number by now.
+                with contextlib.suppress(OSError, ValueError):
+                    for fd in select.select(self._fds(), [], [], 0)[0]:
+                        os.eventfd_read(fd)
                 for served in self.queues.values():
                     if self.may_serve() and not served.broken:
                         try:
