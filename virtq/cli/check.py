@@ -33,7 +33,7 @@ from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.check.unseen import UNSEEN
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
-from virtq.cli.options import DEVICE_TYPE
+from virtq.cli.options import DEVICE_TYPE, Seconds
 from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.cli.probe import guess_device
 from virtq.errors import UriError
@@ -68,7 +68,7 @@ that is judged as another type fails for nothing."""
     "--wait",
     "wait_s",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
+    type=Seconds(0.1, 3600),
     default=WAIT_S,
     show_default=True,
     help="How long to wait for a driver, and for it to be ready.",
@@ -102,7 +102,7 @@ that is judged as another type fails for nothing."""
     "--patience",
     "patience_s",
     metavar="SECONDS",
-    type=click.FloatRange(0.05, 60),
+    type=Seconds(0.05, 60),
     default=PATIENCE_S,
     show_default=True,
     help="How long to wait for what must come.",

@@ -32,7 +32,7 @@ from virtq.bench.result import Result
 from virtq.bench.table import Rows, caption, markdown, rows, targets
 from virtq.cli.demo import interruptible
 from virtq.cli.failures import EXIT_FAILED, beginning, reason
-from virtq.cli.options import SIZE
+from virtq.cli.options import SIZE, Seconds
 from virtq.cli.output import print_json, say, show, table
 from virtq.errors import VirtqError
 from virtq.features import RingKind
@@ -202,7 +202,7 @@ def bench_command(command: C) -> C:
         click.option(
             "--window",
             metavar="SECONDS",
-            type=click.FloatRange(WINDOW_LEAST_S, WINDOW_MOST_S),
+            type=Seconds(WINDOW_LEAST_S, WINDOW_MOST_S),
             default=WINDOW_S,
             show_default=True,
             help="How long each is at the most.",
@@ -212,7 +212,7 @@ def bench_command(command: C) -> C:
         click.option(
             "--seconds",
             metavar="SECONDS",
-            type=click.FloatRange(min=1.0),
+            type=Seconds(min=1.0),
             help="What all of it may take: windows become shorter.",
         ),
         click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -25,6 +26,18 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Seconds(click.FloatRange):
+    """A time; what is no number is none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is no time", param, ctx)
+        return seconds
+
+
 class DeviceType(click.ParamType[int]):
     """A device type by its short name or id."""
 
@@ -34,10 +47,12 @@ class DeviceType(click.ParamType[int]):
         for device_id, name in DEVICE_NAMES.items():
             if value in (device_id, name, str(device_id)):
                 return device_id
-        if isinstance(value, int) or str(value).isdecimal():
+        if isinstance(value, int) or (str(value).isdecimal() and int(value) < 1 << 32):
             return int(value)
         self.fail(f"{value!r} is none of {', '.join(DEVICE_NAMES.values())}", param, ctx)
 
 
+FD = click.IntRange(0, (1 << 31) - 1)
+"""A file descriptor."""
 SIZE = Size()
 DEVICE_TYPE = DeviceType()
