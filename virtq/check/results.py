@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -193,6 +195,25 @@ def write_reports(
     for path, form in ((junit, as_junit), (sarif, as_sarif), (html, as_html)):
         if path is not None:
             write(path, form(uri, results))
+
+
+@contextmanager
+def kept(paths: Iterable[str]) -> Iterator[None]:
+    """For the time before there is a result to write: raises OSError for a path that cannot be
+    written to, leaves the files that are there as they are, and takes those that are still empty in
+    the end away again."""
+    made: list[str] = []
+    try:
+        for path in paths:
+            was_there = os.path.lexists(path)
+            with open(path, "a", encoding="utf-8"):
+                made += [] if was_there else [path]
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):
+                if not os.path.getsize(path):
+                    os.unlink(path)
 
 
 def write(path: str, text: str | dict[str, Any]) -> None:

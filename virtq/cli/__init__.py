@@ -117,4 +117,5 @@ def _have_streams() -> None:
         if getattr(sys, name) is None:
             # The lowest descriptor that is free is the one that is missing.
             fd = os.open(os.devnull, flags)
-            setattr(sys, name, open(fd, "r" if name == "stdin" else "w", encoding="utf-8"))
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8"))

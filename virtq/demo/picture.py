@@ -152,8 +152,8 @@ def _panel(
 
 
 def check_form(path: Path) -> None:
-    """Raises VirtqError for what is neither an .svg nor a .png file, and for a .png where matplotlib
-    is missing."""
+    """Raises VirtqError for what is neither an .svg nor a .png file, and for a .png where
+    matplotlib is missing."""
     if path.suffix not in (".svg", ".png"):
         raise VirtqError(f"{path}: a picture is an .svg or a .png file")
     if path.suffix == ".png" and find_spec("matplotlib") is None:

@@ -37,14 +37,14 @@ class Disk:
 
     @classmethod
     def memory(cls, size: int) -> Self:
-        """`size` bytes of zeroes that vanish with the disk. Raises ValueError for a size that no disk
-        has, OSError for one that there is no room for."""
+        """`size` bytes of zeroes that vanish with the disk. Raises ValueError for a size that no
+        disk has, OSError for one that there is no room for."""
         return cls(BlkDisk.memory(_bearable(size)), "memory")
 
     @classmethod
     def null(cls, size: int) -> Self:
-        """Reads zeroes, forgets what is written: for measuring what lies above. Raises ValueError for
-        a size that no disk has."""
+        """Reads zeroes, forgets what is written: for measuring what lies above. Raises ValueError
+        for a size that no disk has."""
         return cls(BlkDisk.null(_bearable(size)), "null")
 
     @property

@@ -73,8 +73,8 @@ class VsockDevice(Device):
         `_PORT` behind. `buffer_bytes`: what a connection holds at most before the host has taken
         it.
 
-        Raises ValueError for a reserved CID, or limits below 1 or beyond 32 bits, OSError if the path cannot be
-        listened on."""
+        Raises ValueError for a reserved CID, or limits below 1 or beyond 32 bits, OSError if the
+        path cannot be listened on."""
         if buffer_bytes < 1 or connections_max < 1:
             raise ValueError(f"{connections_max} connections of {buffer_bytes} bytes are none")
         if buffer_bytes > BUFFER_MAX_BYTES:
