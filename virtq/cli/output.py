@@ -93,6 +93,7 @@ def facts(title: str | None, rows: Iterable[tuple[str, str | Text]]) -> Table:
     made = Table(
         box=None,
         title=title,
+        min_width=min(len(title or ""), Console().width),  # titles are not broken sooner
         title_justify="left",
         title_style="bold",
         show_header=False,
