@@ -380,15 +380,24 @@ def publish(
 def _tables(result: Result) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for comparison in result.comparisons:
-        made = rows(comparison, brief=True)
-        whole = _table(made, comparison.title)
-        fits = Console(width=1000).measure(whole).maximum <= Console().width
-        for position, half in enumerate([made] if fits else made.halves()):
-            parts.append(_table(half, comparison.title if position == 0 else None))
+        failed = {c.name: c.error for c in comparison.contenders if c.error and not c.rates}
+        made = rows(comparison, brief=True).without(failed)
+        title: str | None = comparison.title
+        for part in made.fitting(_fits) if made.rows else ():
+            parts.append(_table(part, title))
+            title = None
+        if failed:
+            words = [title] if title else []
+            words += [f"{name}: {error}" for name, error in failed.items()]
+            parts.append(Text("\n".join(words), "red"))
         parts.append(Text(_below(comparison), "dim"))
     notes = [Text(note) for note in result.notes]
     where = Text(f"{result.machine.title}\n{result.started}, {result.seconds:.0f} s", "dim")
     return [*parts, *notes, where]
+
+
+def _fits(made: Rows) -> bool:
+    return Console(width=1000).measure(_table(made, None)).maximum <= Console().width
 
 
 def _table(made: Rows, title: str | None) -> Table:
