@@ -33,7 +33,7 @@ from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.check.unseen import UNSEEN
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
-from virtq.cli.options import DEVICE_TYPE, Seconds
+from virtq.cli.options import DEVICE_TYPE, Seconds, command_line
 from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.cli.probe import guess_device
 from virtq.errors import UriError
@@ -44,6 +44,8 @@ from virtq.transports.vhost_user.frontend import QUEUE_SIZE, TIMEOUT_S
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
+OUTPUT_OPTIONS = {"as_json", "junit", "sarif", "report"}
+"""Options that do not change what is judged."""
 _ANSWER_SHARE = TIMEOUT_S / PATIENCE_S
 """How long an answer to a message may take, of the patience with the device."""
 _SURE_ENOUGH = 5
@@ -203,7 +205,14 @@ def check(
         stack.enter_context(_quiet())
         done = _collect(turns, total)
         with beginning():
-            out.write_reports(uri, done, junit=junit, sarif=sarif, html=report)
+            out.write_reports(
+                uri,
+                done,
+                junit=junit,
+                sarif=sarif,
+                html=report,
+                command=command_line(OUTPUT_OPTIONS),
+            )
     if as_json:
         print_json(out.as_json(uri, done))
     else:

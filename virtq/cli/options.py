@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from virtq.errors import VirtqError
 from virtq.features import DEVICE_NAMES
@@ -56,3 +59,28 @@ FD = click.IntRange(0, (1 << 31) - 1)
 """A file descriptor."""
 SIZE = Size()
 DEVICE_TYPE = DeviceType()
+
+
+def command_line(leave_out: Collection[str]) -> str:
+    """The command that is being carried out, without the options of these names, such as those
+    that only say where its results go."""
+    context = click.get_current_context()
+    words = context.command_path.split()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if not given or option.name in leave_out:
+            continue
+        value = context.params.get(option.name or "")
+        if isinstance(option, click.Argument):
+            words += map(str, value if isinstance(value, tuple) else [value])
+        elif value is False:
+            words.append(option.secondary_opts[0])
+        elif value is True:
+            words.append(option.opts[0])
+        elif getattr(option, "multiple", False):
+            for one in value or ():
+                words += [option.opts[0], str(one)]
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [option.opts[0], text]
+    return shlex.join(words)
