@@ -76,9 +76,13 @@ def _open_tap(name: str, pairs: int) -> NetPort:
     try:
         return NetPort.tap(name, pairs)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno == errno.EPERM:
+            text = "to make a tap interface takes root; one that is there can be a user's"
+        elif error.errno == errno.EINVAL:
+            count = f"{pairs} queue pair{'s' if pairs > 1 else ''}"
+            text = f"it is no tap interface that can have {count}"
+        else:
             raise
-        text = f"it is no tap interface that can have {pairs} queue pair{'s' if pairs > 1 else ''}"
         raise OSError(error.errno, text, name) from None
 
 
