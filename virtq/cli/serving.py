@@ -283,7 +283,7 @@ async def _report_often(endpoints: Sequence[Endpoint], terms: Terms) -> None:
         after = [_totals(endpoint) for endpoint in endpoints]
         for endpoint, old, new in zip(endpoints, before, after, strict=True):
             where = f"{endpoint.address}  " if len(endpoints) > 1 else ""
-            click.echo(f"{where}{now - started:7.1f} s  {_rates(old, new, now - last)}")
+            click.echo(f"{where}{now - started:7.1f} s {_rates(old, new, now - last)}")
         before, last = after, now
 
 
@@ -305,7 +305,7 @@ def _rates(old: Mapping[str, int], new: Mapping[str, int], seconds: float) -> st
         ("used_entries", "used"),
     ):
         words.append(f"{rate_text(rate.get(key, 0)):>5} {text}/s")
-    return "  ".join(words)
+    return " ".join(words)
 
 
 def _summary(endpoint: Endpoint, seconds: float) -> list[Table]:
