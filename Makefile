@@ -17,6 +17,7 @@ setup: $(VENV)/built
 setup-test: setup $(VENV)/test-tools
 
 $(VENV)/bin/maturin:
+	@echo "Setting up under $(VENV) and target: some minutes the first time, and quiet while it compiles."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'maturin>=1.7,<2'
 

@@ -35,6 +35,10 @@ from virtq.supply import Supplies, Supply, SupplyRunner
 log = logging.getLogger("virtq.device")
 
 
+QUEUE_SIZE_MAX = 32768
+"""Descriptor slots that a virtqueue has at most, split (2.7) or packed (2.8)."""
+
+
 class QueueSpec(NamedTuple):
     """A virtqueue that a device has: its name, its largest size in descriptor slots, and whether it
     is the device that fills the buffers when it has something (receive and event queues)."""
@@ -63,8 +67,9 @@ class Device(ConfigSpace, metaclass=_Checked):
     `virtq.handles` or `virtq.handles_batch` for each queue that it does not fill itself. All calls
     come from one thread, in which an asyncio loop runs.
 
-    Making a device raises TypeError if one of its queues has nobody to serve it, and making the
-    class does if a method handles a queue that the class does not have."""
+    Making a device raises TypeError if one of its queues has nobody to serve it, ValueError if one
+    is of a size that no queue has (2.7, 2.8), and making the class raises TypeError if a method
+    handles a queue that the class does not have."""
 
     device_id: int = 0
     queues: Sequence[QueueSpec] = ()
@@ -235,8 +240,13 @@ class Device(ConfigSpace, metaclass=_Checked):
     # Who serves which queue
 
     def check_handlers(self) -> None:
-        """Raises TypeError if a queue has nobody to serve it. Devices are checked when they are
-        made; one that brings runners of its own answers for itself."""
+        """Raises ValueError if a queue has a size that none can have, TypeError if it has nobody to
+        serve it. Devices are checked when they are made; one that brings runners of its own answers
+        for itself."""
+        for spec in self.queues:
+            if not 1 <= spec.size <= QUEUE_SIZE_MAX:
+                text = f"a queue has 1 to {QUEUE_SIZE_MAX} slots"
+                raise ValueError(f"{text}, not {spec.size} as {spec.name} would")
         if type(self).runner is not Device.runner:
             return
         for spec in self.queues:

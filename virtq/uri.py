@@ -136,7 +136,9 @@ def _one_line(text: str) -> Iterator[None]:
         yield
     except UriError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UriError(f"{text!r}: {error.strerror or error}") from error
+    except ValueError as error:
         raise UriError(f"{text!r}: {error}") from error
 
 

@@ -16,6 +16,8 @@ from virtq.bench.measure import Comparison, Summary, Target
 from virtq.bench.plot import strips, ticks
 from virtq.bench.report import page, save
 from virtq.bench.result import Result
+from virtq.bench.table import Rows
+from virtq.cli.measuring import publish
 
 MACHINE = Machine("A processor <fast>", 2, 8 << 30, "6.1", True, None, {"virtq": "0.1"})
 CHROMIUM_TIMEOUT_S = 60
@@ -159,3 +161,33 @@ def test_it_is_right_in_a_browser(tmp_path: Path) -> None:
     assert shown.count("table") == 5
     assert shown.count("circle") == 2 * (6 + 2)
     assert "any <order>" in shown.texts
+
+
+def test_tables_that_are_too_wide_are_broken_by_columns() -> None:
+    made = Rows(
+        ["", *"abcdefg"], [["one", *"1234567"], ["two", *"12345", "", ""], ["bad", *[""] * 7]], 6
+    )
+
+    def fits(part: Rows) -> bool:
+        return len(part.headings) <= 4
+
+    parts = made.without({"bad"}).fitting(fits)
+    assert [part.headings for part in parts] == [["", *"abc"], ["", *"de"], ["", *"fg"]]
+    assert [[row[0] for row in part.rows] for part in parts] == [
+        ["one", "two"],
+        ["one", "two"],
+        ["one"],  # the other has none of these counts
+    ]
+    assert made.fitting(lambda part: True) == [made]
+    assert all(len(part.headings) == 2 for part in made.fitting(lambda part: False))
+
+
+def test_what_failed_stands_below_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    publish([result("one")], as_json=False, as_markdown=False, report=None)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "gone: it <ended>" in lines
+    assert [line for line in lines if line.startswith("gone")] == ["gone: it <ended>"]
+    assert max(map(len, lines)) <= 80

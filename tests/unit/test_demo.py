@@ -157,9 +157,12 @@ def test_the_picture_tells_of_failures() -> None:
     assert svg.count(">failed<") == len(picture.MEASURES)
 
 
-def test_the_picture_as_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_as_png(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     library = MagicMock()
     monkeypatch.setattr(picture, "import_module", lambda name: library)
+    monkeypatch.setattr(picture, "find_spec", lambda name: object())
     drawing = picture.draw(OUTCOMES)
     picture.save(drawing, tmp_path / "a.png")
     library.Figure().savefig.assert_called_once()
@@ -167,10 +170,9 @@ def test_the_picture_as_png(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         drawing.parts
     )
 
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(picture, "import_module", missing)
+    monkeypatch.setattr(picture, "find_spec", lambda name: None)
+    assert run(["demo", "--picture", str(tmp_path / "a.png")]) == 2  # before it begins
+    assert "matplotlib is not installed" in capsys.readouterr().err
     with pytest.raises(VirtqError, match=r"a .png file needs virtq\[plot\]"):
         picture.save(drawing, tmp_path / "a.png")
     with pytest.raises(VirtqError, match=r"an .svg or a .png file"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -177,3 +179,31 @@ def test_bars_do_not_overlap_and_run_out() -> None:
 def test_what_is_no_virtio_device(device: str) -> None:
     with pytest.raises(TransportError, match="is not a device"):
         QtestTransport(device)
+
+
+# The monitor
+
+INTERRUPTED = """
+import json, os, signal, socket, threading
+from virtq.transports.qtest.monitor import Monitor
+
+ours, theirs = socket.socketpair()
+
+def greet_and_interrupt():
+    version = {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}
+    greeting = {"QMP": {"version": version, "capabilities": []}}
+    theirs.sendall(json.dumps(greeting).encode() + b"\\n")
+    theirs.recv(100)  # it negotiates, and waits for an answer
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=greet_and_interrupt).start()
+try:
+    Monitor(ours, name="fake")
+except KeyboardInterrupt:
+    print("interrupted", threading.active_count())
+"""
+
+
+def test_an_interruption_while_the_monitor_greets() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted 1\n", "")

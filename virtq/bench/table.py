@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -97,12 +97,29 @@ class Rows:
 
     def halves(self) -> list[Rows]:
         """What is measured in time, and the counts, each with the names, for a narrow place."""
-        at = self.counts_from
-        if at >= len(self.headings):
-            return [self]
+        return [self] if self.counts_from >= len(self.headings) else self._split(self.counts_from)
+
+    def _split(self, at: int) -> list[Rows]:
         first = Rows(self.headings[:at], [row[:at] for row in self.rows], at)
-        counts = [[row[0], *row[at:]] for row in self.rows if any(row[at:])]
-        return [first, Rows(["", *self.headings[at:]], counts, 1)]
+        others = [[row[0], *row[at:]] for row in self.rows if any(row[at:])]
+        return [first, Rows(["", *self.headings[at:]], others, 1)]
+
+    def without(self, names: Collection[str]) -> Rows:
+        """The rows of all others."""
+        kept = [row for row in self.rows if row[0] not in names]
+        return Rows(self.headings, kept, self.counts_from)
+
+    def fitting(self, fits: Callable[[Rows], bool]) -> list[Rows]:
+        """As few tables as fit a narrow place, each with the names: what is measured in time, then
+        the counts, each of them in parts if it has to be."""
+        width = len(self.headings)
+        if width < 3 or fits(self):
+            return [self]
+        if 1 < self.counts_from < width:
+            return [part for half in self.halves() for part in half.fitting(fits)]
+        at = next((at for at in range(width - 1, 2, -1) if fits(self._split(at)[0])), 2)
+        first, rest = self._split(at)
+        return [first, *rest.fitting(fits)]
 
 
 def rows(comparison: Comparison, *, brief: bool = False, verdicts: bool = False) -> Rows:

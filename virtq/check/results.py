@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -12,7 +17,7 @@ from xml.etree import ElementTree
 
 import jinja2
 
-from virtq.check.case import Verdict
+from virtq.check.case import Case, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.catalogue import Requirement, known, requirements, statements
 from virtq.check.register_log import RULES
@@ -148,23 +153,74 @@ def as_sarif(uri: str, results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def as_html(uri: str, results: Sequence[Result]) -> str:
-    """One page with nothing outside of it: by section what holds and what does not, and for each
-    failure the ring as it stood."""
+@dataclass
+class Failure:
+    """A case that does not hold: what came, with the kinds of ring in which it did, and the rings
+    as they stood."""
+
+    case: Case
+    verdict: Verdict
+    ways: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
+    rings: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        return sum(self.ways.values(), Counter())
+
+
+def failures(results: Sequence[Result]) -> list[Failure]:
+    """What does not hold, one for each case and verdict, in order."""
+    found: dict[tuple[str, Verdict], Failure] = {}
+    for result in results:
+        if result.verdict in BAD:
+            case, kind = result.case, str(result.kind or "")
+            one = found.setdefault((case.name, result.verdict), Failure(case, result.verdict))
+            way = (result.expected, result.came, result.reason)
+            one.ways.setdefault(way, Counter())[kind] += 1
+            one.rings += [(kind, ring) for ring in result.rings]
+    return list(found.values())
+
+
+def as_html(uri: str, results: Sequence[Result], command: str = "") -> str:
+    """One page with nothing outside of it: what does not hold, with the rings as they stood, what
+    was skipped, and what came of each requirement by section. `command` repeats it."""
+    skipped: dict[str, list[str]] = {}
+    for result in results:
+        if result.verdict is Verdict.SKIPPED:
+            skipped.setdefault(result.reason, []).append(result.title)
     template = files(__package__).joinpath("report.html.jinja").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"told": _told, "used_slots": _used_slots}
     return environment.from_string(template).render(
         uri=uri,
         party=results[0].case.party if results else "device",
         version=version("virtq"),
-        results=results,
-        bad=[result for result in results if result.verdict in BAD],
+        command=command or f"virtq check {shlex.quote(uri)}",
+        failures=failures(results),
+        skipped=skipped,
         counts=counts(results),
         verdicts=list(Verdict),
         sections=_sections(results),
         requirement=known(),
-        what=_what,
     )
+
+
+def _told(value: object) -> str:
+    """A value of a ring, for people."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_told(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_told, value))
+    return "" if value is None else str(value)
+
+
+def _used_slots(slots: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that something was written to."""
+    return [
+        slot
+        for slot in slots
+        if any(_told(value).strip("0, ") for name, value in slot.items() if name != "slot")
+    ]
 
 
 def _sections(results: Sequence[Result]) -> Mapping[str, list[tuple[Requirement, list[Result]]]]:
@@ -187,12 +243,38 @@ def _what(result: Result) -> str:
 
 
 def write_reports(
-    uri: str, results: Sequence[Result], *, junit: str | None, sarif: str | None, html: str | None
+    uri: str,
+    results: Sequence[Result],
+    *,
+    junit: str | None,
+    sarif: str | None,
+    html: str | None,
+    command: str,
 ) -> None:
-    """Each where a path is given. Raises OSError."""
-    for path, form in ((junit, as_junit), (sarif, as_sarif), (html, as_html)):
+    """Each where a path is given; `command` is the command line that repeats it. Raises OSError."""
+    page = partial(as_html, command=command)
+    for path, form in ((junit, as_junit), (sarif, as_sarif), (html, page)):
         if path is not None:
             write(path, form(uri, results))
+
+
+@contextmanager
+def kept(paths: Iterable[str]) -> Iterator[None]:
+    """For the time before there is a result to write: raises OSError for a path that cannot be
+    written to, leaves the files that are there as they are, and takes those that are still empty in
+    the end away again."""
+    made: list[str] = []
+    try:
+        for path in paths:
+            was_there = os.path.lexists(path)
+            with open(path, "a", encoding="utf-8"):
+                made += [] if was_there else [path]
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):
+                if not os.path.getsize(path):
+                    os.unlink(path)
 
 
 def write(path: str, text: str | dict[str, Any]) -> None:

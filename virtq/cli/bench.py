@@ -156,8 +156,7 @@ def rings(
 @click.option(
     "--size",
     type=Numbers(64, 9000),
-    show_default="64, and in order 1500",
-    help="Bytes of each frame, several with commas between.",
+    help="Bytes of each frame, several with commas between. [64, and in order 1500]",
 )
 @click.option(
     "--direction",

@@ -12,7 +12,7 @@ import click
 
 from virtq.cli.failures import Failed, Unusable, beginning
 from virtq.cli.options import SIZE
-from virtq.cli.output import facts, json_option, print_json, say, show, size_text
+from virtq.cli.output import facts, json_option, print_json, printing, say, show, size_text
 from virtq.cli.probe import guess_device
 from virtq.cli.transfer import (
     Blocks,
@@ -197,6 +197,8 @@ def read(
       virtq blk vhost-user:/run/disk.sock read --length 64 --hex
       virtq blk vhost-user:/run/disk.sock read --offset 1M --length 4K -o part.bin
     """
+    if as_hex and output != "-":
+        raise click.UsageError("--hex is for standard output, not for -o FILE")
     pace = _pace(chunk, depth)
     with _drive(uri, want) as disk:
         blocks = Blocks(disk, depth)
@@ -213,7 +215,8 @@ def read(
             elif as_hex:
                 _dump(offset + at, data)
             else:
-                sys.stdout.buffer.write(data)
+                with printing():
+                    sys.stdout.buffer.write(data)
 
 
 def _dump(offset: int, data: bytes) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain
 
 import click
-from rich.console import Group
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -33,7 +33,7 @@ from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
 from virtq.check.unseen import UNSEEN
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
-from virtq.cli.options import DEVICE_TYPE
+from virtq.cli.options import DEVICE_TYPE, Seconds, command_line
 from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.cli.probe import guess_device
 from virtq.errors import UriError
@@ -44,6 +44,8 @@ from virtq.transports.vhost_user.frontend import QUEUE_SIZE, TIMEOUT_S
 from virtq.transports.vhost_user.offer import ProtocolChange
 from virtq.uri import Uri, open_transport
 
+OUTPUT_OPTIONS = {"as_json", "junit", "sarif", "report"}
+"""Options that do not change what is judged."""
 _ANSWER_SHARE = TIMEOUT_S / PATIENCE_S
 """How long an answer to a message may take, of the patience with the device."""
 _SURE_ENOUGH = 5
@@ -68,7 +70,7 @@ that is judged as another type fails for nothing."""
     "--wait",
     "wait_s",
     metavar="SECONDS",
-    type=click.FloatRange(0.1, 3600),
+    type=Seconds(0.1, 3600),
     default=WAIT_S,
     show_default=True,
     help="How long to wait for a driver, and for it to be ready.",
@@ -102,7 +104,7 @@ that is judged as another type fails for nothing."""
     "--patience",
     "patience_s",
     metavar="SECONDS",
-    type=click.FloatRange(0.05, 60),
+    type=Seconds(0.05, 60),
     default=PATIENCE_S,
     show_default=True,
     help="How long to wait for what must come.",
@@ -175,11 +177,11 @@ def check(
         return
     if uri is None:
         raise click.UsageError("missing URI: what to judge, such as vhost-user:/run/disk.sock")
-    with beginning():
-        for file in filter(None, (junit, sarif, report)):
-            out.write(file, "")  # that it cannot be written should be known before, not after
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ends_what_it_started())
+        with beginning():
+            # That one cannot be written should be known before, not after.
+            stack.enter_context(out.kept(filter(None, (junit, sarif, report))))
         with beginning(uri):
             if is_driver:
                 judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
@@ -201,9 +203,16 @@ def check(
             raise Unusable(f"{uri}: none of these cases is about it ({_name(device_id)})")
         total = sum(len(case.kinds) or 1 for case in about) * repeat
         stack.enter_context(_quiet())
-        done = _collect(turns, total, show_progress=not as_json)
-    with beginning():
-        out.write_reports(uri, done, junit=junit, sarif=sarif, html=report)
+        done = _collect(turns, total)
+        with beginning():
+            out.write_reports(
+                uri,
+                done,
+                junit=junit,
+                sarif=sarif,
+                html=report,
+                command=command_line(OUTPUT_OPTIONS),
+            )
     if as_json:
         print_json(out.as_json(uri, done))
     else:
@@ -217,11 +226,15 @@ def check(
         raise Unusable(f"{uri}: {subject.undrivable}")
 
 
-def _collect(turns: Iterable[Iterable[Result]], total: int, *, show_progress: bool) -> list[Result]:
-    """All results of all turns; `total`: how many there will be."""
+def _collect(turns: Iterable[Iterable[Result]], total: int) -> list[Result]:
+    """All results of all turns; `total`: how many there will be. On a terminal, standard error
+    tells how far it is."""
     done: list[Result] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True, disable=not show_progress) as progress:
+    console = Console(stderr=True)
+    columns = (TimeElapsedColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"))
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("", total=total)
         for result in chain.from_iterable(turns):
             done.append(result)
@@ -382,10 +395,21 @@ def _list(cases: Sequence[Case], as_json: bool) -> None:
             ]
         )
         return
-    rows = table("case", "what it does, and which requirements it checks")
-    for case in cases:
-        rows.add_row(case.name, escape(f"{case.title}\n[{' '.join(case.requirements)}]"))
-    show(rows, f"{len(cases)} cases")
+    indent = (0, 0, 0, 2)
+    show(
+        Group(
+            *(
+                part
+                for case in cases
+                for part in (
+                    Text(case.name, "bold"),
+                    Padding(Text(case.title), indent),
+                    Padding(Text(" ".join(case.requirements), "dim"), indent),
+                )
+            )
+        ),
+        f"{len(cases)} cases",
+    )
 
 
 def _coverage(as_json: bool) -> None:
@@ -409,7 +433,7 @@ def _coverage(as_json: bool) -> None:
     show(
         rows,
         f"{have} of {of} requirements that can be observed have a case",
-        f"areas without one: {', '.join(unchecked)}",
+        *([f"areas without one: {', '.join(unchecked)}"] if unchecked else []),
         f"vhost-user: {messages[0]} of {messages[1]} statements of the protocol have a case",
     )
     reasons = table("what cannot be seen", "why")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -37,7 +38,10 @@ def check_registers(
     if all(result.verdict is Verdict.SKIPPED for result in done):
         raise Unusable(f"{uri}: it gives no occasion to judge a driver")
     with beginning():
-        out.write_reports(uri, done, junit=junit, sarif=sarif, html=report)
+        command = shlex.join(
+            ["virtq", "check", uri, *(word for one in only for word in ("--only", one))]
+        )
+        out.write_reports(uri, done, junit=junit, sarif=sarif, html=report, command=command)
     if as_json:
         print_json(out.as_json(uri, done))
     else:

@@ -18,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from virtq.cli.failures import EXIT_FAILED, beginning
+from virtq.cli.options import Seconds
 from virtq.cli.output import json_option, print_json, rate_text, say, show, size_text, table
 from virtq.demo import DEVICES, Outcome, run_demo
-from virtq.demo.picture import COLORS, MEASURES, Measure, draw, save
+from virtq.demo.picture import COLORS, MEASURES, Measure, check_form, draw, save
 from virtq.errors import VirtqError
 from virtq.features import RingKind
 
@@ -31,7 +32,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 @click.command(short_help="Show both halves at work: every kind of ring, every byte checked.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1, 50),
+    type=Seconds(0.1, 50),
     default=8,
     show_default=True,
     help="How long to drive, all kinds of ring together.",
@@ -75,8 +76,9 @@ def demo(seconds: float, picture: str | None, as_json: bool) -> int:
 
 
 def _check_picture(path: Path) -> None:
-    if path.suffix not in (".svg", ".png"):
-        raise VirtqError(f"{path}: a picture is an .svg or a .png file")
+    check_form(path)
+    if path.is_dir():
+        raise VirtqError(f"{path}: it is a folder")
     if not os.access(path.parent, os.W_OK):
         raise VirtqError(f"{path}: {path.parent} cannot be written to")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -32,7 +30,7 @@ from virtq.bench.result import Result
 from virtq.bench.table import Rows, caption, markdown, rows, targets
 from virtq.cli.demo import interruptible
 from virtq.cli.failures import EXIT_FAILED, beginning, reason
-from virtq.cli.options import SIZE
+from virtq.cli.options import SIZE, Seconds, command_line
 from virtq.cli.output import print_json, say, show, table
 from virtq.errors import VirtqError
 from virtq.features import RingKind
@@ -202,7 +200,7 @@ def bench_command(command: C) -> C:
         click.option(
             "--window",
             metavar="SECONDS",
-            type=click.FloatRange(WINDOW_LEAST_S, WINDOW_MOST_S),
+            type=Seconds(WINDOW_LEAST_S, WINDOW_MOST_S),
             default=WINDOW_S,
             show_default=True,
             help="How long each is at the most.",
@@ -212,7 +210,7 @@ def bench_command(command: C) -> C:
         click.option(
             "--seconds",
             metavar="SECONDS",
-            type=click.FloatRange(min=1.0),
+            type=Seconds(min=1.0),
             help="What all of it may take: windows become shorter.",
         ),
         click.option(
@@ -308,7 +306,7 @@ def measure(
     comparisons += conclude(comparisons)
     result = Result(
         name,
-        _command_line(),
+        command_line(OUTPUT_OPTIONS),
         started,
         time.monotonic() - begun,
         machine.describe(peers),
@@ -331,28 +329,6 @@ def _progress() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def _command_line() -> str:
-    """The command that is being carried out, without what only says where its results go."""
-    context = click.get_current_context()
-    words = context.command_path.split()
-    for option in context.command.params:
-        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if not given or option.name in OUTPUT_OPTIONS:
-            continue
-        value = context.params.get(option.name or "")
-        if value is False:
-            words.append(option.secondary_opts[0])
-        elif value is True:
-            words.append(option.opts[0])
-        elif getattr(option, "multiple", False):
-            for one in value or ():
-                words += [option.opts[0], str(one)]
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [option.opts[0], text]
-    return shlex.join(words)
 
 
 # What it prints
@@ -380,15 +356,24 @@ def publish(
 def _tables(result: Result) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for comparison in result.comparisons:
-        made = rows(comparison, brief=True)
-        whole = _table(made, comparison.title)
-        fits = Console(width=1000).measure(whole).maximum <= Console().width
-        for position, half in enumerate([made] if fits else made.halves()):
-            parts.append(_table(half, comparison.title if position == 0 else None))
+        failed = {c.name: c.error for c in comparison.contenders if c.error and not c.rates}
+        made = rows(comparison, brief=True).without(failed)
+        title: str | None = comparison.title
+        for part in made.fitting(_fits) if made.rows else ():
+            parts.append(_table(part, title))
+            title = None
+        if failed:
+            words = [title] if title else []
+            words += [f"{name}: {error}" for name, error in failed.items()]
+            parts.append(Text("\n".join(words), "red"))
         parts.append(Text(_below(comparison), "dim"))
     notes = [Text(note) for note in result.notes]
     where = Text(f"{result.machine.title}\n{result.started}, {result.seconds:.0f} s", "dim")
     return [*parts, *notes, where]
+
+
+def _fits(made: Rows) -> bool:
+    return Console(width=1000).measure(_table(made, None)).maximum <= Console().width
 
 
 def _table(made: Rows, title: str | None) -> Table:

@@ -7,8 +7,10 @@ piped.
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -28,24 +30,39 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+@contextmanager
+def printing() -> Iterator[None]:
+    """What goes wrong in here went wrong at standard output. Raises OSError that says so."""
+    try:
+        yield
+    except OSError as error:
+        # What is still buffered must not be tried again at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
 def print_json(value: object) -> None:
     """One JSON document, indented."""
-    click.echo(json.dumps(value, indent=2))
+    with printing():
+        click.echo(json.dumps(value, indent=2))
 
 
 def print_json_line(value: object) -> None:
     """One JSON document on a line of its own, at once: one of several."""
-    click.echo(json.dumps(value))
-    sys.stdout.flush()
+    with printing():
+        click.echo(json.dumps(value))
+        sys.stdout.flush()
 
 
 def show(*parts: RenderableType) -> None:
     """Print tables and texts, as wide as the terminal is, with a blank line between."""
     console = Console(highlight=False, soft_wrap=False)
     for position, part in enumerate(parts):
-        if position:
-            console.print()
-        console.print(part)
+        with printing():
+            if position:
+                console.print()
+            console.print(part)
 
 
 def table(*columns: str, title: str | None = None, numbers: Sequence[int] = ()) -> Table:
@@ -76,6 +93,7 @@ def facts(title: str | None, rows: Iterable[tuple[str, str | Text]]) -> Table:
     made = Table(
         box=None,
         title=title,
+        min_width=min(len(title or ""), Console().width),  # titles are not broken sooner
         title_justify="left",
         title_style="bold",
         show_header=False,

@@ -49,6 +49,8 @@ def make_device(name: str) -> Device | Wrapper:
     """The device, or wrapper around one, that `FILE.py:CLASS` or `MODULE:CLASS` names. Raises
     UriError if what is named is not there, fails, or makes no device."""
     place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise UriError(f"{name!r} is neither FILE.py:CLASS nor MODULE:CLASS")
     try:
         made = getattr(_load(place), attribute)
         device = made if isinstance(made, Device | Wrapper) else made()

@@ -53,7 +53,9 @@ def console(
       virtq serve console --port agent:socket=/run/agent.sock --port log:file=guest.log
         --port 0:stdio --socket-path /run/console.sock
 
-    QEMU has a front-end for it from 10.2 on: vhost-user-test-device-pci,virtio-id=3.
+    \b
+    QEMU has a front-end for it from 10.2 on:
+      -device vhost-user-test-device-pci,virtio-id=3,chardev=c
     """
     from virtq.devices.console import ConsoleDevice
     from virtq.devices.console_ends import PtyEnd

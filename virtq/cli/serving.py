@@ -18,6 +18,7 @@ import click
 from rich.table import Table
 
 from virtq.cli.failures import Failed, Unusable, beginning, reason
+from virtq.cli.options import FD, Seconds
 from virtq.cli.output import (
     count_text,
     facts,
@@ -104,6 +105,10 @@ class Terms:
             raise click.UsageError("--socket-path and --fd exclude each other")
         if not self.socket_paths and self.fd is None:
             raise click.UsageError("say where to serve: --socket-path PATH")
+        if "" in self.socket_paths:
+            raise click.UsageError("--socket-path is empty")
+        if len(set(self.socket_paths)) < len(self.socket_paths):
+            raise click.UsageError("the same --socket-path twice")
         return list(self.socket_paths) if self.fd is None else [self.fd]
 
     @property
@@ -132,7 +137,7 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
                 multiple=True,
                 help="Listen at this path.",
             ),
-            click.option("--fd", metavar="N", type=int, help="Or serve this open socket."),
+            click.option("--fd", metavar="N", type=FD, help="Or serve this open socket."),
             click.option(
                 "--offer",
                 metavar="CHANGE",
@@ -154,7 +159,7 @@ def serving_command(function: Callable[..., None]) -> Callable[..., None]:
                 "--stats",
                 "stats_s",
                 metavar="SECONDS",
-                type=float,
+                type=Seconds(0.01),
                 help="Print rates this often.",
             ),
             json_option,
@@ -278,7 +283,7 @@ async def _report_often(endpoints: Sequence[Endpoint], terms: Terms) -> None:
         after = [_totals(endpoint) for endpoint in endpoints]
         for endpoint, old, new in zip(endpoints, before, after, strict=True):
             where = f"{endpoint.address}  " if len(endpoints) > 1 else ""
-            click.echo(f"{where}{now - started:7.1f} s  {_rates(old, new, now - last)}")
+            click.echo(f"{where}{now - started:7.1f} s {_rates(old, new, now - last)}")
         before, last = after, now
 
 
@@ -300,7 +305,7 @@ def _rates(old: Mapping[str, int], new: Mapping[str, int], seconds: float) -> st
         ("used_entries", "used"),
     ):
         words.append(f"{rate_text(rate.get(key, 0)):>5} {text}/s")
-    return "  ".join(words)
+    return " ".join(words)
 
 
 def _summary(endpoint: Endpoint, seconds: float) -> list[Table]:

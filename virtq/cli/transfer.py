@@ -200,17 +200,30 @@ class Output:
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        with self._named():
+            while rest:
+                rest = rest[self._file.write(rest) :]
 
     def close(self, size: int) -> None:
         """Done, with `size` bytes in all, the last of which may have been left out."""
-        if self._regular:
-            self._file.truncate(size)
-            os.fsync(self._file.fileno())
-        self._file.flush()
-        if self.path != "-":
-            self._file.close()
+        with self._named():
+            if self._regular:
+                self._file.truncate(size)
+                os.fsync(self._file.fileno())
+            self._file.flush()
+            if self.path != "-":
+                self._file.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raises OSError that says which file it is about."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = "standard output" if self.path == "-" else self.path
+            raise OSError(error.errno, error.strerror, name) from None
 
 
 def runs(data: bytes) -> Iterator[tuple[int, int, bool]]:

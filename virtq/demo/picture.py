@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -150,15 +151,23 @@ def _panel(
 # Files
 
 
+def check_form(path: Path) -> None:
+    """Raises VirtqError for what is neither an .svg nor a .png file, and for a .png where
+    matplotlib is missing."""
+    if path.suffix not in (".svg", ".png"):
+        raise VirtqError(f"{path}: a picture is an .svg or a .png file")
+    if path.suffix == ".png" and find_spec("matplotlib") is None:
+        hint = "an .svg file needs nothing, a .png file needs virtq[plot]"
+        raise VirtqError(f"{path}: matplotlib is not installed: {hint}")
+
+
 def save(drawing: Drawing, path: Path) -> None:
-    """Write an .svg or .png file. Raises VirtqError for others, and for a .png where matplotlib is
-    missing; OSError."""
+    """Write an .svg or .png file. Raises VirtqError as `check_form` does, and OSError."""
+    check_form(path)
     if path.suffix == ".svg":
         path.write_text(to_svg(drawing), encoding="utf-8")
-    elif path.suffix == ".png":
-        _save_png(drawing, path)
     else:
-        raise VirtqError(f"{path}: a picture is an .svg or a .png file")
+        _save_png(drawing, path)
 
 
 def to_svg(drawing: Drawing) -> str:
@@ -187,12 +196,8 @@ def to_svg(drawing: Drawing) -> str:
 
 
 def _save_png(drawing: Drawing, path: Path) -> None:
-    try:
-        figures = import_module("matplotlib.figure")
-        patches = import_module("matplotlib.patches")
-    except ImportError:
-        hint = "an .svg file needs nothing, a .png file needs virtq[plot]"
-        raise VirtqError(f"{path}: matplotlib is not installed: {hint}") from None
+    figures = import_module("matplotlib.figure")
+    patches = import_module("matplotlib.patches")
     points = 72 / 100  # a unit of the drawing, at 100 units to the inch
     figure = figures.Figure(figsize=(drawing.width / 100, drawing.height / 100), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1))

@@ -180,10 +180,10 @@ class PtyEnd(DescriptorEnd):
         if self.link is not None:
             try:
                 os.symlink(self.path, self.link)
-            except OSError:
-                self.link = None
+            except OSError as error:
+                wanted, self.link = self.link, None
                 self.close()
-                raise
+                raise OSError(error.errno, error.strerror, wanted) from None
 
     def close(self) -> None:
         super().close()

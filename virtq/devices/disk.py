@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, StrPath
 
 CHUNK_BYTES = 1 << 20
+SIZE_MAX_BYTES = (1 << 63) - 1
+"""As far as offsets go."""
 
 
 class Disk:
@@ -35,13 +37,15 @@ class Disk:
 
     @classmethod
     def memory(cls, size: int) -> Self:
-        """`size` bytes of zeroes that vanish with the disk."""
-        return cls(BlkDisk.memory(size), "memory")
+        """`size` bytes of zeroes that vanish with the disk. Raises ValueError for a size that no
+        disk has, OSError for one that there is no room for."""
+        return cls(BlkDisk.memory(_bearable(size)), "memory")
 
     @classmethod
     def null(cls, size: int) -> Self:
-        """Reads zeroes, forgets what is written: for measuring what lies above."""
-        return cls(BlkDisk.null(size), "null")
+        """Reads zeroes, forgets what is written: for measuring what lies above. Raises ValueError
+        for a size that no disk has."""
+        return cls(BlkDisk.null(_bearable(size)), "null")
 
     @property
     def native(self) -> BlkDisk:
@@ -92,3 +96,9 @@ class Disk:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}{', read-only' if self.read_only else ''}>"
+
+
+def _bearable(size: int) -> int:
+    if not 0 <= size <= SIZE_MAX_BYTES:
+        raise ValueError(f"a disk has up to {SIZE_MAX_BYTES} bytes, not {size}")
+    return size

@@ -7,6 +7,7 @@ no receive filters (CTRL_RX, CTRL_VLAN): the driver filters for itself.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
@@ -43,9 +44,10 @@ class NativePort(Port):
     @classmethod
     def source(cls, size: int = 64, count: int | None = None) -> Self:
         """Gives `count` frames (None: without end) of `size` bytes, as in `NetPort.source`."""
+        most = sys.maxsize if count is None else min(count, sys.maxsize)
         return cls(
-            lambda pairs: NetPort.source(size, count),
-            lambda: SourcePort(sys.maxsize if count is None else count, size),
+            lambda pairs: NetPort.source(size, None if count is None else most),
+            lambda: SourcePort(most, size),
         )
 
     @classmethod
@@ -62,12 +64,26 @@ class NativePort(Port):
     @classmethod
     def tap(cls, name: str) -> Self:
         """A tap interface of the host, offloads passed through."""
-        port = cls(lambda pairs: NetPort.tap(name, pairs), lambda: TapPort(name))
+        port = cls(lambda pairs: _open_tap(name, pairs), lambda: TapPort(name))
         port.offloads = TapPort.offloads
         return port
 
     def open(self, pairs: int) -> NativeLink:
         return NativeLink(self._make(pairs))
+
+
+def _open_tap(name: str, pairs: int) -> NetPort:
+    try:
+        return NetPort.tap(name, pairs)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            text = "to make a tap interface takes root; one that is there can be a user's"
+        elif error.errno == errno.EINVAL:
+            count = f"{pairs} queue pair{'s' if pairs > 1 else ''}"
+            text = f"it is no tap interface that can have {count}"
+        else:
+            raise
+        raise OSError(error.errno, text, name) from None
 
 
 class NativeLink(Link):

@@ -9,7 +9,6 @@ virtual machine whose back-end connects there is on the same wire.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -17,6 +16,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from virtq.devices import unix_socket
 from virtq.devices.net_ports import HubLink, HubPort, Link
 from virtq.wire.net import BIG_PACKET_BYTES, ETHERNET_HEADER_BYTES, HEADER_BYTES, NO_OFFLOAD
 
@@ -59,7 +59,7 @@ class _Plug:
 
     def __init__(self, hub: HubPort, path: str) -> None:
         self._path = path
-        self._listener = _listen(path)
+        self._listener = unix_socket.listen(path, 1)
         self._link = HubLink(hub, 1)
         hub.add(self._link)
         self._end = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -73,9 +73,7 @@ class _Plug:
         os.eventfd_write(self._end, 1)
         self._thread.join()
         self._hang_up()
-        self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
+        unix_socket.close(self._listener, self._path)
         self._link.close()
         os.close(self._end)
 
@@ -145,27 +143,3 @@ class _Plug:
         with contextlib.suppress(BlockingIOError):
             while self._gone:
                 del self._gone[: peer.send(self._gone)]
-
-
-def _listen(path: str) -> socket.socket:
-    """A socket file that nobody listens on any more is replaced."""
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_left_over(path):
-                raise
-            os.unlink(path)
-            listener.bind(path)
-        listener.listen(1)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{path}: {error.strerror or error}") from None
-    return listener
-
-
-def _is_left_over(path: str) -> bool:
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as other:
-        return other.connect_ex(path) == errno.ECONNREFUSED

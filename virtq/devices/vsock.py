@@ -38,6 +38,8 @@ from virtq.wire.vsock import (
 )
 from virtq.wire.vsock_flow import BUFFER_BYTES, Flow, Mux
 
+BUFFER_MAX_BYTES = (1 << 32) - 1
+"""`buf_alloc` has 32 bits (5.10.6)."""
 CONNECTIONS_MAX = 1024
 BACKLOG_MAX = 1024
 """Replies that wait for receive buffers at most; with more, transmit buffers are held back
@@ -71,10 +73,13 @@ class VsockDevice(Device):
         `_PORT` behind. `buffer_bytes`: what a connection holds at most before the host has taken
         it.
 
-        Raises ValueError for a reserved CID or limits below 1, OSError if the path cannot be
-        listened on."""
+        Raises ValueError for a reserved CID, or limits below 1 or beyond 32 bits, OSError if the
+        path cannot be listened on."""
         if buffer_bytes < 1 or connections_max < 1:
             raise ValueError(f"{connections_max} connections of {buffer_bytes} bytes are none")
+        if buffer_bytes > BUFFER_MAX_BYTES:
+            text = f"a connection holds {BUFFER_MAX_BYTES} bytes at most"
+            raise ValueError(f"{text}, not {buffer_bytes}")
         self.uds_path = uds_path
         self.offer = offer
         self.queues = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+import sys
 
 import pytest
 
 from tests.unit.cli.support import START_TIMEOUT_S, VIRTQ, printed
-from virtq.cli import features, run
+from virtq.cli import COMMANDS, features, run
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,49 @@ def test_help_suffices(words: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["serve", "blk", "memory:much", "--socket-path", "x"], 2, "is not a size"),
         (["serve", "blk", "memory:1M", "--fd", "1234"], 2, "descriptor 1234: not a socket"),
         (["serve", "blk", "memory:1M", "--socket-path", "/no/x"], 2, "/no/x: cannot listen"),
+        (["serve", "blk", "memory:1M", "--fd", "-1"], 2, "-1 is not in the range"),
+        (["serve", "blk", "memory:1M", "--fd", str(1 << 64)], 2, "is not in the range"),
+        (["serve", "blk", "memory:1M", "--socket-path", ""], 2, "--socket-path is empty"),
+        (["serve", "blk", "memory:9999999T", "--socket-path", "x"], 2, "a disk has up to"),
+        (["serve", "blk", "null:9999999T", "--socket-path", "x"], 2, "a disk has up to"),
+        (
+            ["serve", "blk", "memory:1M", "--socket-path", "x", "--queue-size", "0"],
+            2,
+            "a queue has 1 to 32768 slots, not 0 as requestq1 would",
+        ),
+        (
+            ["serve", "net", "--sink", "--socket-path", "x", "--queue-size", "32769"],
+            2,
+            "a queue has 1 to 32768 slots, not 32769 as receiveq1 would",
+        ),
+        (
+            ["serve", "blk", "memory:1M", "--socket-path", "x", "--stats", "-1"],
+            2,
+            "-1.0 is not in the range",
+        ),
+        (
+            ["serve", "blk", "memory:1M", "--socket-path", "x", "--stats", "inf"],
+            2,
+            "'inf' is no time",
+        ),
+        (
+            ["serve", "net", "--hub", "--socket-path", "x", "--socket-path", "x"],
+            2,
+            "the same --socket-path twice",
+        ),
+        (["serve", "net", "--tap", "lo", "--socket-path", "x"], 2, "virtq: lo: "),
+        (["serve", ":Device", "--socket-path", "x"], 2, "neither FILE.py:CLASS nor"),
+        (["serve", "echo.py:", "--socket-path", "x"], 2, "neither FILE.py:CLASS nor"),
+        (["probe", "loopback:blk", "--type", str(1 << 32)], 2, "none of net, blk"),
+        (["probe", "loopback:blk?size=9999999T"], 2, "a disk has up to"),
+        (["blk", "loopback:blk", "read", "--hex", "-o", "x"], 2, "not for -o FILE"),
+        (["blk", "loopback:blk?size=1M", "copy", "--out", "/dev/full"], 1, "/dev/full: No space"),
+        (["check", "loopback:blk", "--patience", "nan"], 2, "'nan' is no time"),
+        (
+            ["check", "--driver", "vhost-user:x", "--type", "vsock"],
+            2,
+            "cannot be a vsock device, only blk",
+        ),
         (
             ["serve", "blk", "memory:1M", "--socket-path", "x", "--offer", "+ZONED"],
             2,
@@ -139,3 +184,35 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert command.stderr.read() == ""
     assert command.wait(START_TIMEOUT_S) == 1
     command.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("features >/dev/full", 1, "virtq: standard output: No space left on device\n"),
+        ("blk loopback:blk?size=1M read >/dev/full", 1, "virtq: standard output: No space"),
+        ("features >&-", 1, "virtq: standard output: Bad file descriptor\n"),
+        ("blk loopback:blk?size=1M read >&-", 1, "virtq: standard output: Bad file descriptor\n"),
+        ("blk loopback:blk?size=1M write - <&-", 0, "wrote 0 B"),
+        ("features 2>&- <&- >/dev/null", 0, ""),
+        ("features NOTHING 2>&-", 2, ""),
+    ],
+)
+def test_standard_streams_that_are_full_or_closed(line: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.join(VIRTQ)} {line}"],
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
+
+
+def test_a_command_does_not_wait_for_the_others() -> None:
+    found = "import sys, virtq.cli; virtq.cli.run(['features', '1']); print(*sys.modules)"
+    text = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True).stdout
+    modules = set(text.splitlines()[-1].split())
+    assert "virtq.cli.features" in modules
+    assert not {f"virtq.cli.{name}" for name in COMMANDS if name != "features"} & modules

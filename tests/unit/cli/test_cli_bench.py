@@ -86,6 +86,7 @@ def test_some_cases_in_some_time(capsys: pytest.CaptureFixture[str]) -> None:
         (["python", "--only", "nothing"], "no case has 'nothing' in its title"),
         (["python", "--window", "2"], "2.0 is not in the range 0.01<=x<=1.0"),
         (["python", "--pairs", "0"], "0 is not in the range"),
+        (["python", "--seconds", "nan"], "'nan' is no time"),
         (["python", "--pin", "1"], "not two processors"),
         (["python", "--pin", "0,4095"], "no processor 4095"),
         (["python", "--pin", "0,x"], "not made of numbers"),

@@ -143,6 +143,7 @@ def test_serve_prints_rates_now_and_then(image: Path, tmp_path: Path) -> None:
         lines = [service.process.stdout.readline() for _ in range(2)]
         service.end()
     assert all("buffers/s" in line and "kicks/s" in line for line in lines)
+    assert all(len(line.rstrip("\n")) <= 80 for line in lines)
     with served("blk", image, "--socket-path", path, "--stats", "0.05", "--json") as service:
         assert service.process.stdout is not None
         first = json.loads(service.process.stdout.readline())

@@ -102,6 +102,14 @@ def test_serve_vsock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         capsys, "vsock", "--uds-path", str(host), "--guest-cid", "2", *place
     )
     assert "uds-path" in complaint(capsys, "vsock", *place)
+    too_much = ["--uds-path", str(host), "--buffer", "4G"]
+    assert "holds 4294967295 bytes at most" in complaint(capsys, "vsock", *too_much, *place)
+    letter = tmp_path / "letter"
+    letter.write_text("kept")
+    assert "letter: the file is not a socket" in complaint(
+        capsys, "vsock", "--uds-path", str(letter), *place
+    )
+    assert letter.read_text() == "kept"
 
 
 def test_serve_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +197,8 @@ def test_consoles_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--port", "9:null", "--ports-max", "4"], "4 ports at most"),
         (["--port", "0:null", "--size", "big"], "not a size"),
         (["--port", f"a:file={tmp_path}/no/file"], "No such file"),
+        (["--port", f"0:pty={tmp_path}/no/link"], "no/link: No such file"),
+        (["--port", f"0:pty={tmp_path}"], f"{tmp_path}: File exists"),
     ):
         assert text in complaint(capsys, "console", *words, *place)
 

@@ -75,7 +75,8 @@ class Bench:
         be."""
         if device_id not in ROLES:
             known = ", ".join(DEVICE_NAMES[id] for id in ROLES)
-            raise UriError(f"the judge cannot be a device of type {device_id}, only {known}")
+            name = DEVICE_NAMES.get(device_id, f"type {device_id}")
+            raise UriError(f"the judge cannot be a {name} device, only {known}")
         self.device_id = device_id
         self.wait_s, self.patience_s, self.moment_s = wait_s, patience_s, moment_s
         self.protocol = protocol

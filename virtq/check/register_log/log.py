@@ -90,6 +90,8 @@ def parse(name: str, lines: Iterable[str]) -> list[Log]:
                 raise ValueError('the first line has to say which bus it is: {"bus": "pci"}')
             else:
                 logs[window].accesses.append(_access(entry, number, logs[window].bus))
+        except json.JSONDecodeError as error:
+            raise LogError(f"{name}:{number}: not JSON: {error.msg}") from None
         except ValueError as error:
             raise LogError(f"{name}:{number}: {error}") from None
     if not logs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -67,6 +68,17 @@ class Monitor:
             raise TransportError(f"{self._name}: the monitor: {what}") from None
 
     def _end(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            cancelled = asyncio.run_coroutine_threadsafe(_cancel_the_rest(), self._loop)
+            cancelled.result(self._timeout_s)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    """What Ctrl-C left half done ends in order, not with the loop under it."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
