@@ -50,7 +50,7 @@ _document_core_by_its_stubs()
 # The reference: a page for each package, from its docstrings
 
 PAGES = {
-    "device": ("Devices", ["device", "handlers", "supply", "configspace", "runner"]),
+    "device": ("Devices", ["device", "handlers", "supply", "configspace", "runner", "pump"]),
     "driver": ("Drivers", ["driver", "queue", "memory"]),
     "vocabulary": ("Features, status, errors", ["features", "status", "errors"]),
     "connecting": ("Connecting and serving", ["uri", "transports.base"]),

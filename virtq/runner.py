@@ -2,7 +2,7 @@
 
 A `Runner` owns one `DeviceQueue` from start to stop. Those here call Python handlers from the
 asyncio loop of the transport's thread; devices with a native data path bring runners that work on
-threads of their own. The rest of the device does not see the difference.
+threads of their own (`virtq.pump`). The rest of the device does not see the difference.
 """
 
 from __future__ import annotations
@@ -98,6 +98,13 @@ class Watch:
             self._loop.remove_reader(self._fd)
         if self._timer is not None:
             self._timer.cancel()
+
+
+def log_broken(name: str, error: Exception) -> None:
+    """Say in the log why a queue is not served any more, with the requirement that was not kept."""
+    is_cited = isinstance(error, RingFault) and len(error.args) > 1 and error.args[1]
+    requirement = f" [{error.args[1]}]" if is_cited else ""
+    log.error("queue %s is broken: %s%s", name, error.args[0], requirement)
 
 
 class LoopRunner:
@@ -321,8 +328,7 @@ class LoopRunner:
 
     def _give_up(self, fault: RingFault) -> None:
         if not self._given_up:
-            requirement = f" [{fault.args[1]}]" if len(fault.args) > 1 and fault.args[1] else ""
-            log.error("queue %s is broken: %s%s", self._name, fault.args[0], requirement)
+            log_broken(self._name, fault)
         self._given_up = True
         self._unwatch()
 
@@ -440,76 +446,3 @@ def _complete_batch(batch: Batch, written: Written) -> None:
         for request, one in zip(batch, each, strict=True):
             with contextlib.suppress(StaleBuffer):
                 request.complete(one)
-
-
-class Pump(Protocol):
-    """A data path of the core: one queue on a thread of its own (`BlkPump`, `NetPump`)."""
-
-    def enable(self, on: bool) -> None: ...
-    def wake(self) -> None: ...
-    @property
-    def attention_fd(self) -> int: ...
-    def trouble(self) -> Exception | None: ...
-    def stop(self) -> Position: ...
-    @property
-    def stats(self) -> dict[str, int]: ...
-
-
-class PumpRunner:
-    """Serves a virtqueue by a data path of the core, and watches over it from the loop."""
-
-    def __init__(
-        self,
-        queue: DeviceQueue,
-        make: Callable[[], Pump],
-        *,
-        name: str,
-        missed: Callable[[int, TranslationMiss], None] | None = None,
-        ended: Callable[[], None] | None = None,
-    ) -> None:
-        """`make` starts the pump, disabled. `ended` is called when it has stopped."""
-        self._queue = queue
-        self._make = make
-        self._name = name
-        self._missed = missed
-        self._ended = ended
-        self._pump: Pump | None = None
-        self._misses = 0
-        self._last: Mapping[str, int] = {}
-
-    def start(self) -> None:
-        self._pump = self._make()
-        asyncio.get_running_loop().add_reader(self._pump.attention_fd, self._look)
-
-    def enable(self, on: bool) -> None:
-        if self._pump is not None:
-            self._pump.enable(on)
-
-    def retry(self) -> None:
-        if self._pump is not None:
-            self._pump.wake()
-
-    def stop(self) -> Position:
-        if self._pump is None:
-            return self._queue.stop()
-        asyncio.get_running_loop().remove_reader(self._pump.attention_fd)
-        position = self._pump.stop()
-        self._last, self._pump = self._pump.stats, None
-        if self._ended is not None:
-            self._ended()
-        return position
-
-    @property
-    def stats(self) -> dict[str, int]:
-        own = self._last if self._pump is None else self._pump.stats
-        return {**own, **self._queue.stats, "translation_misses": self._misses}
-
-    def _look(self) -> None:
-        trouble = self._pump.trouble() if self._pump is not None else None
-        if isinstance(trouble, TranslationMiss) and self._missed is not None:
-            self._misses += 1
-            self._missed(self._queue.index, trouble)
-        elif trouble is not None:
-            requirement = trouble.args[1] if isinstance(trouble, RingFault) else ""
-            suffix = f" [{requirement}]" if requirement else ""
-            log.error("queue %s is broken: %s%s", self._name, trouble.args[0], suffix)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from virtq._core import Batch, DeviceQueue, Position, Request
 from virtq.errors import DeviceReset, QueueFull, RingFault, TranslationMiss, VirtqError
-from virtq.runner import Watch
+from virtq.runner import Watch, log_broken
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -359,8 +359,7 @@ class SupplyRunner:
                 log.warning("queue %s waits: %s", self._name, miss.args[0])
         except RingFault as fault:
             self._broken = True
-            requirement = f" [{fault.args[1]}]" if len(fault.args) > 1 and fault.args[1] else ""
-            log.error("queue %s is broken: %s%s", self._name, fault.args[0], requirement)
+            log_broken(self._name, fault)
             self.unlisten()
         return None
 

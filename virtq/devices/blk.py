@@ -23,7 +23,8 @@ from virtq.device import Device, QueueSpec
 from virtq.devices.disk import CHUNK_BYTES, Disk
 from virtq.errors import ConfigError
 from virtq.features import Change
-from virtq.runner import PumpRunner, Runner
+from virtq.pump import PumpRunner
+from virtq.runner import Runner
 from virtq.wire.blk import (
     DEVICE_ID,
     HEADER_BYTES,

@@ -21,7 +21,8 @@ from virtq.devices.net_native import NativeLink, NativePort
 from virtq.devices.net_path import ReceiveRunner, TransmitRunner, refresh
 from virtq.devices.net_ports import Link, Port
 from virtq.features import Change
-from virtq.runner import PumpRunner, RequestRunner, Runner
+from virtq.pump import PumpRunner
+from virtq.runner import RequestRunner, Runner
 from virtq.wire.net import (
     BROADCAST,
     CTRL_ANNOUNCE_ACK,
