@@ -53,7 +53,10 @@ PAGES = {
     "device": ("Devices", ["device", "handlers", "supply", "configspace", "runner", "pump"]),
     "driver": ("Drivers", ["driver", "queue", "memory"]),
     "vocabulary": ("Features, status, errors", ["features", "status", "errors"]),
-    "connecting": ("Connecting and serving", ["uri", "transports.base"]),
+    "connecting": (
+        "Connecting and serving",
+        ["uri", "connecting", "serving", "named_devices", "transports.base"],
+    ),
     "core": ("The core", ["_core"]),
     "devices": ("Device types", ["devices.*"]),
     "drivers": ("Drivers by device type", ["drivers.*"]),

@@ -14,6 +14,7 @@ with virtq.connect("vhost-user:/run/shout.sock", want=virtq.F.IN_ORDER) as drive
 """
 
 from virtq._core import Memory
+from virtq.connecting import connect, connect_async
 from virtq.device import Device, QueueSpec
 from virtq.driver import Driver
 from virtq.errors import (
@@ -36,8 +37,8 @@ from virtq.features import Change, F, RingKind
 from virtq.handlers import handles, handles_batch
 from virtq.memory import Arena, Buffer
 from virtq.queue import Batch, DeviceQueue, DriverQueue, Position, Request, Used
+from virtq.serving import serve, serve_all, serve_async
 from virtq.supply import Supply
-from virtq.uri import connect, connect_async, serve, serve_all, serve_async
 
 __all__ = [
     "Arena",

@@ -11,11 +11,11 @@ from virtq._core import Request
 from virtq.check.case import Verdict
 from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Result, Subject, chosen, run
+from virtq.connecting import open_transport
 from virtq.devices.blk import BlkDevice
 from virtq.devices.disk import Disk
 from virtq.testing.serving import Serving
 from virtq.transports.loopback import LoopbackTransport
-from virtq.uri import open_transport
 
 SLOW = ("split.past_65536",)
 """A case of many seconds that says nothing about what is between the ring and the device."""

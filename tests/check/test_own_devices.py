@@ -14,6 +14,7 @@ import pytest
 from virtq.check.device.vsock import LISTENED_PORT
 from virtq.check.results import BAD
 from virtq.check.run import OUR_FAULT, Subject, chosen, run
+from virtq.connecting import open_transport
 from virtq.device import Device
 from virtq.devices.console import ConsoleDevice, PortSpec
 from virtq.devices.console_ends import NullEnd
@@ -25,7 +26,6 @@ from virtq.devices.vsock import VsockDevice
 from virtq.features import DEVICE_NAMES
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.backend import Backend, serve
-from virtq.uri import open_transport
 from virtq.wire.input import InputDescription
 
 PATIENCE_S = 10.0

@@ -22,8 +22,8 @@ from virtq.check.case import Verdict
 from virtq.check.run import OUR_FAULT, Subject, chosen
 from virtq.check.run import run as run_cases
 from virtq.cli import run
+from virtq.connecting import open_transport
 from virtq.transports.base import DriverTransport
-from virtq.uri import open_transport
 
 MORTAL = """
 import os, signal

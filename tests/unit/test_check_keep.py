@@ -8,11 +8,11 @@ from virtq.check import keep
 from virtq.check.case import Verdict
 from virtq.check.keep import Keeper, Lasting
 from virtq.check.run import Subject, chosen, run
+from virtq.connecting import open_transport
 from virtq.devices.rng import RngDevice
 from virtq.errors import PeerGone, TransportError
 from virtq.transports.base import DriverTransport, QueueEnd
 from virtq.transports.loopback import LoopbackTransport
-from virtq.uri import open_transport
 
 CASES = ("status.reset_while_live", "features.version_1_is_offered")
 

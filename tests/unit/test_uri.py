@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from virtq import Device, Driver, connect, serve
+from virtq import Device, Driver, connect, drivers, serve
 from virtq.drivers.blk import BlkDriver
 from virtq.drivers.net import NetDriver
 from virtq.errors import FeatureError, TransportError, UriError
 from virtq.features import F
-from virtq.uri import Uri, driver_class, parse_flag, parse_number, parse_size
+from virtq.uri import Uri, parse_flag, parse_number, parse_size
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_connect_finds_the_driver() -> None:
 
 
 def test_drivers_by_name_and_id() -> None:
-    assert driver_class("blk") is driver_class(2) is BlkDriver
-    assert driver_class(None) is driver_class(63) is Driver
+    assert drivers.find("blk") is drivers.find(2) is BlkDriver
+    assert drivers.find(None) is drivers.find(63) is Driver
     with pytest.raises(UriError, match="no driver is called 'toaster'"):
-        driver_class("toaster")
+        drivers.find("toaster")
 
 
 def test_want_and_offer_are_passed_on() -> None:

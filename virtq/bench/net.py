@@ -35,11 +35,11 @@ from virtq.bench.peers.testpmd import (
     VhostPort,
     VirtioUserPort,
 )
+from virtq.connecting import connect
 from virtq.drivers.net import NetDriver
 from virtq.features import F, RingKind
 from virtq.queue import DriverQueue
 from virtq.testing.process import PeerError, Process
-from virtq.uri import connect
 from virtq.wire.net import HEADER_BYTES, NetFeature
 
 Direction = Literal["send", "receive", "both"]

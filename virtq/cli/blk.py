@@ -26,9 +26,9 @@ from virtq.cli.transfer import (
     file_size,
     open_input,
 )
+from virtq.connecting import open_transport
 from virtq.drivers.blk import BlkDriver
 from virtq.features import DEVICE_NAMES, Change
-from virtq.uri import open_transport
 from virtq.wire.blk import DEVICE_ID
 
 C = TypeVar("C", bound=Callable[..., Any])

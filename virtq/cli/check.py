@@ -36,13 +36,14 @@ from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE, Seconds, command_line
 from virtq.cli.output import facts, json_option, print_json, show, table
 from virtq.cli.probe import guess_device
+from virtq.connecting import open_transport
 from virtq.errors import UriError
 from virtq.features import DEVICE_NAMES
 from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user import channel
 from virtq.transports.vhost_user.frontend import QUEUE_SIZE, TIMEOUT_S
 from virtq.transports.vhost_user.offer import ProtocolChange
-from virtq.uri import Uri, open_transport
+from virtq.uri import Uri
 
 OUTPUT_OPTIONS = {"as_json", "junit", "sarif", "report"}
 """Options that do not change what is judged."""

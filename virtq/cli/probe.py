@@ -15,9 +15,10 @@ from virtq.cli.backend_facts import BackendFacts, backend_facts
 from virtq.cli.failures import beginning
 from virtq.cli.options import DEVICE_TYPE
 from virtq.cli.output import facts, feature_set, json_option, print_json, show, size_text, table
+from virtq.connecting import open_transport
 from virtq.features import DEVICE_NAMES, F, bits, describe, name, names, unmet
 from virtq.transports.vhost_user.messages import protocol_names
-from virtq.uri import Uri, open_transport
+from virtq.uri import Uri
 from virtq.wire import blk, console, gpio, input, layout, net, vsock
 from virtq.wire.blk import BlkFeature as B
 from virtq.wire.net import NetFeature as N

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from virtq.connecting import connect
 from virtq.demo.server import disk_name, image_path, port_names, socket_path
 from virtq.drivers.blk import BlkDriver
 from virtq.drivers.net import NetDriver
 from virtq.errors import VirtqError
 from virtq.features import RingKind
 from virtq.queue import DriverQueue
-from virtq.uri import connect
 from virtq.wire.net import BROADCAST
 
 BLOCK_BYTES = 4096

@@ -12,12 +12,12 @@ import pytest
 
 from tests.unit.vhost_user.driven import MEMORY, Driven
 from tests.unit.vhost_user.support import FakeDevice, Served, eventually, no_leaks
+from virtq.connecting import open_transport, parse_patience
 from virtq.driver import Driver
 from virtq.errors import FeatureError, PeerGone, UriError
 from virtq.features import F
 from virtq.transports.vhost_user import Frontend, NotResumable
 from virtq.transports.vhost_user.reconnect import RECONNECT_S
-from virtq.uri import open_transport, parse_patience
 
 KINDS = [F(0), F.IN_ORDER, F.RING_PACKED, F.RING_PACKED | F.IN_ORDER]
 
