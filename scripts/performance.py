@@ -31,7 +31,8 @@ from pathlib import Path
 
 import virtq._core
 from virtq.bench.best import best_in_order
-from virtq.bench.measure import BenchError, Comparison
+from virtq.bench.case import BenchError
+from virtq.bench.comparison import Comparison
 from virtq.bench.report import save
 from virtq.bench.result import Result
 from virtq.bench.table import goals, markdown

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from virtq.bench import net
+from virtq.bench.net_pairs import PAIRS, contenders
+from virtq.bench.net_traffic import DIRECTIONS, Direction, Options, Traffic
 from virtq.features import RingKind
 
 from .peers.availability import require
@@ -12,11 +13,11 @@ from .peers.availability import require
 pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 
-@pytest.mark.parametrize("direction", net.DIRECTIONS)
-def test_every_pair_takes_turns(direction: net.Direction) -> None:
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_pair_takes_turns(direction: Direction) -> None:
     require("dpdk")
-    traffic = net.Traffic(net.Options(RingKind.PACKED_IN_ORDER), direction)
-    pairs = net.contenders(traffic, list(net.PAIRS))
+    traffic = Traffic(Options(RingKind.PACKED_IN_ORDER), direction)
+    pairs = contenders(traffic, list(PAIRS))
     try:
         work = [[pair.window(0.03).work for pair in pairs] for _ in range(2)]
     finally:

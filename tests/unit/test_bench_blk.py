@@ -12,7 +12,8 @@ import pytest
 
 from virtq.bench import blk
 from virtq.bench.blk import DEPTHS, MIXES, PEER, Kind, Served, Shape
-from virtq.bench.measure import BenchError, run_case
+from virtq.bench.case import BenchError
+from virtq.bench.measure import run_case
 from virtq.bench.peers import storage_daemon
 from virtq.errors import PeerGone, TransportError
 from virtq.testing.process import Process

@@ -6,7 +6,10 @@ import pytest
 
 from virtq.bench import net, rings
 from virtq.bench.best import best_in_order
-from virtq.bench.measure import BenchError, Comparison, Summary, Window
+from virtq.bench.case import BenchError, Window
+from virtq.bench.comparison import Comparison, Summary
+from virtq.bench.net_pairs import DPDK, DPDK_LOOKS, OURS, contenders
+from virtq.bench.net_traffic import DIRECTIONS, Direction, Options, Traffic
 from virtq.features import RingKind
 
 
@@ -44,12 +47,12 @@ def test_a_ring_that_cannot_be_is_named() -> None:
 
 def test_net_cases_say_what_they_compare() -> None:
     made = net.cases(lengths=(64, 1500))
-    assert len(made) == len(net.OPTION_SETS) * len(net.DIRECTIONS) * 2
+    assert len(made) == len(net.OPTION_SETS) * len(DIRECTIONS) * 2
     for case in made:
         looked_at = case.parameters["direction"] == "both" or (
             case.parameters["direction"] == "receive" and "vectorized" not in case.title
         )
-        rivals = {net.DPDK, net.DPDK_LOOKS} if looked_at else {net.DPDK}
+        rivals = {DPDK, DPDK_LOOKS} if looked_at else {DPDK}
         assert {target.to for target in case.targets} == rivals
     alone = net.cases(against_dpdk=False)
     assert all(not case.targets for case in alone)
@@ -78,36 +81,36 @@ def _compared(ring: str, rates: dict[str, tuple[int, int]], frame_bytes: int = 6
 
 
 def test_the_best_in_order_ring_is_held_against_the_best_of_dpdk() -> None:
-    split = _compared("split, in order", {net.OURS: (200, 240), net.DPDK: (90, 130)})
-    packed = _compared("packed, in order", {net.OURS: (170, 250), net.DPDK: (100, 110)})
-    any_order = _compared("packed, any order", {net.OURS: (900, 900), net.DPDK: (50, 60)})
-    large = _compared("split, in order", {net.OURS: (9, 9), net.DPDK: (9, 9)}, 1500)
+    split = _compared("split, in order", {OURS: (200, 240), DPDK: (90, 130)})
+    packed = _compared("packed, in order", {OURS: (170, 250), DPDK: (100, 110)})
+    any_order = _compared("packed, any order", {OURS: (900, 900), DPDK: (50, 60)})
+    large = _compared("split, in order", {OURS: (9, 9), DPDK: (9, 9)}, 1500)
     (best,) = best_in_order([split, packed, any_order, large])
-    ours = f"{net.OURS}: split, in order"
+    ours = f"{OURS}: split, in order"
     targets = {(one.of, one.to): one.met for one in best.ratios if one.target is not None}
     # The highest median and the highest best of DPDK are here both those of one ring.
-    assert targets == {(ours, f"{net.DPDK}: split, in order"): False}
-    faster = _compared("split, in order", {net.OURS: (220, 260), net.DPDK: (90, 110)})
-    steady = _compared("packed, in order", {net.DPDK: (105, 106)})
+    assert targets == {(ours, f"{DPDK}: split, in order"): False}
+    faster = _compared("split, in order", {OURS: (220, 260), DPDK: (90, 110)})
+    steady = _compared("packed, in order", {DPDK: (105, 106)})
     (best,) = best_in_order([faster, steady])
     targets = {(one.of, one.to): one.met for one in best.ratios if one.target is not None}
     assert targets == {
-        (ours, f"{net.DPDK}: packed, in order"): True,
-        (ours, f"{net.DPDK}: split, in order"): True,
+        (ours, f"{DPDK}: packed, in order"): True,
+        (ours, f"{DPDK}: split, in order"): True,
     }
-    looking = _compared("split, any order", {net.DPDK_LOOKS: (70, 80)})
+    looking = _compared("split, any order", {DPDK_LOOKS: (70, 80)})
     (best,) = best_in_order([faster, steady, looking])
     targets = {(one.of, one.to): one.met for one in best.ratios if one.target is not None}
-    assert targets[ours, f"{net.DPDK_LOOKS}: split, any order"]
+    assert targets[ours, f"{DPDK_LOOKS}: split, any order"]
     assert len(targets) == 3
-    assert best_in_order([_compared("split, in order", {net.OURS: (1, 1)})]) == []
+    assert best_in_order([_compared("split, in order", {OURS: (1, 1)})]) == []
 
 
-@pytest.mark.parametrize("direction", net.DIRECTIONS)
-def test_our_driver_on_our_device(direction: net.Direction) -> None:
-    options = net.Options(RingKind.PACKED_IN_ORDER, mergeable=True)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_our_driver_on_our_device(direction: Direction) -> None:
+    options = Options(RingKind.PACKED_IN_ORDER, mergeable=True)
     length = 9000 if direction == "receive" else 64
-    (pair,) = net.contenders(net.Traffic(options, direction, length), [net.OURS])
+    (pair,) = contenders(Traffic(options, direction, length), [OURS])
     try:
         # On a busy machine a single window may find the two processes without a processor.
         windows = [pair.window(0.05) for _ in range(6)]

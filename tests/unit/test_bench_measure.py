@@ -8,19 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from virtq.bench.case import BenchError, Case, Contender, Target, Window
+from virtq.bench.comparison import Comparison, Summary
 from virtq.bench.distance import between, levels, same
 from virtq.bench.machine import describe
-from virtq.bench.measure import (
-    BenchError,
-    Case,
-    Comparison,
-    Contender,
-    Summary,
-    Target,
-    Window,
-    compare,
-    run_case,
-)
+from virtq.bench.measure import compare, run_case
 from virtq.bench.result import SCHEMA, Result
 from virtq.bench.table import caption, duration, goals, markdown, rate, rows
 from virtq.errors import VirtqError

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from virtq.bench.case import Target
+from virtq.bench.comparison import Comparison, Summary
 from virtq.bench.machine import Machine
-from virtq.bench.measure import Comparison, Summary, Target
 from virtq.bench.plot import strips, ticks
 from virtq.bench.report import page, save
 from virtq.bench.result import Result

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from virtq.bench.measure import BenchError
+from virtq.bench.case import BenchError
 
 VERSION_TIMEOUT_S = 10.0
 

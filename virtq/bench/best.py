@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from virtq.bench.measure import Comparison, Summary, Target
-from virtq.bench.net import DPDK, DPDK_LOOKS, OPTION_SETS, OURS
+from virtq.bench.case import Target
+from virtq.bench.comparison import Comparison, Summary
+from virtq.bench.net import OPTION_SETS
+from virtq.bench.net_pairs import DPDK, DPDK_LOOKS, OURS
 
 RATIO: Final = 2.0
 """How many times DPDK's best rate is hoped for, at `BYTES` a frame."""

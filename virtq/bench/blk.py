@@ -21,7 +21,7 @@ from typing import Literal
 
 import virtq
 from virtq._core import BlkLoad
-from virtq.bench.measure import BenchError, Case, Contender, Target, Window
+from virtq.bench.case import BenchError, Case, Contender, Target, Window
 from virtq.bench.peers import storage_daemon
 from virtq.drivers.blk import CHUNK_BYTES, BlkDriver
 from virtq.errors import PeerGone, RequestError, TransportError

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import replace
 
-from virtq.bench.measure import Case, Contender, Window
+from virtq.bench.case import Case, Contender, Window
 
 SYSCALLS = {"x86_64": 298, "aarch64": 241, "riscv64": 241}
 """The number of perf_event_open by machine."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from xml.sax.saxutils import escape
 
-from virtq.bench.measure import Comparison, Summary
+from virtq.bench.comparison import Comparison, Summary
 from virtq.bench.table import rate
 
 WIDTH = 880

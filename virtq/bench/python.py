@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from virtq._core import Batch, Load, Request
-from virtq.bench.measure import Case, Contender, Window
+from virtq.bench.case import Case, Contender, Window
 from virtq.device import Device, QueueSpec
 from virtq.driver import Driver
 from virtq.features import Change, F, RingKind

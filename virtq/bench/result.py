@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from virtq.bench.case import BenchError
+from virtq.bench.comparison import Comparison
 from virtq.bench.machine import Machine
-from virtq.bench.measure import BenchError, Comparison
 
 SCHEMA = 1
 """Of the JSON; counts up when a field changes its meaning or goes away."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from virtq._core import RingLoop
+from virtq.bench.case import BenchError, Case, Contender, Target, Window
 from virtq.bench.distance import between
-from virtq.bench.measure import BenchError, Case, Contender, Target, Window
 from virtq.features import F, RingKind
 
 BATCHES: Final = (1, 32)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from virtq._core import RingLoop
+from virtq.bench.case import Case, Parameter, Target, Window
 from virtq.bench.distance import between
-from virtq.bench.measure import Case, Parameter, Target, Window
 from virtq.features import F, RingKind
 
 NOT_SLOWER = 1 / 1.15

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from virtq.bench.measure import Case
+from virtq.bench.case import Case
 from virtq.bench.rings import Shape, case
 from virtq.features import RingKind
 

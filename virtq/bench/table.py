@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+from virtq.bench.case import RATE, Target
+from virtq.bench.comparison import Comparison, Ratio, Summary, percentile
 from virtq.bench.distance import levels
-from virtq.bench.measure import PAIRS, RATE, Comparison, Ratio, Summary, Target, percentile
+from virtq.bench.measure import PAIRS
 
 
 @dataclass(frozen=True)

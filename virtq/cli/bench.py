@@ -11,7 +11,7 @@ import click
 
 from virtq.bench import perf
 from virtq.bench.against import PEERS
-from virtq.bench.measure import BenchError
+from virtq.bench.case import BenchError
 from virtq.bench.result import Result
 from virtq.cli.failures import beginning
 from virtq.cli.measuring import (

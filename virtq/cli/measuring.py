@@ -16,16 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from virtq.bench import machine
-from virtq.bench.measure import (
-    PAIRS,
-    WINDOW_LEAST_S,
-    WINDOW_MOST_S,
-    WINDOW_S,
-    BenchError,
-    Case,
-    Comparison,
-    run_case,
-)
+from virtq.bench.case import BenchError, Case
+from virtq.bench.comparison import Comparison
+from virtq.bench.measure import PAIRS, WINDOW_LEAST_S, WINDOW_MOST_S, WINDOW_S, run_case
 from virtq.bench.result import Result
 from virtq.bench.table import Rows, caption, markdown, rows, targets
 from virtq.cli.demo import interruptible
