@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from virtq._core import Position
 from virtq.check.case import Broken, Hung
+from virtq.check.picture import packed_slots, split_slots
 from virtq.check.waiting import turns
 from virtq.errors import FeatureError
 from virtq.features import F
@@ -305,7 +306,7 @@ class Ring:
                 "driver position": list(self.half.position),
                 "driver event": list(ring.driver_event),
                 "device event": list(ring.device_event),
-                "slots": [_packed_slot(i, *ring.desc(i)) for i in range(min(self.size, 64))],
+                "slots": packed_slots(ring),
                 "used entries": [entry._asdict() for entry in self.entries[-64:]],
             }
         ring_ = self.split_ring
@@ -315,11 +316,7 @@ class Ring:
             "available": {"flags": ring_.avail_flags, "idx": ring_.avail_idx},
             "used": {"flags": ring_.used_flags, "idx": ring_.used_idx},
             "driver position": list(self.half.position),
-            "slots": [
-                {"slot": i, "avail": ring_.avail(i), "used": list(ring_.used(i))}
-                | ring_.desc(i)._asdict()
-                for i in range(min(self.size, 64))
-            ],
+            "slots": split_slots(ring_),
             "used entries": [entry._asdict() for entry in self.entries[-64:]],
         }
 
@@ -332,18 +329,6 @@ def _flag_names(flags: int) -> str:
 
 def _buffers(count: int, queue: int) -> str:
     return f"{count} buffer{'s' * (count != 1)} of queue {queue} to be used"
-
-
-def _packed_slot(slot: int, addr: int, length: int, id: int, flags: int) -> dict[str, int]:
-    return {
-        "slot": slot,
-        "addr": addr,
-        "len": length,
-        "id": id,
-        "flags": flags & ~(AVAIL | USED),
-        "AVAIL": int(bool(flags & AVAIL)),
-        "USED": int(bool(flags & USED)),
-    }
 
 
 def _cut(job: Job, pieces: tuple[int, ...] | None) -> tuple[list[int], list[int]]:

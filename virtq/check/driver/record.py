@@ -13,6 +13,17 @@ from typing import Any, NamedTuple
 from virtq.features import RingKind
 from virtq.model.memory import INDIRECT, NEXT, WRITE, Piece, Taken
 
+KEPT_CHAINS = 20_000
+"""So many buffers of a queue are remembered."""
+KEPT_ENTRIES = 256
+"""So many used entries of a queue, the newest."""
+KEPT_WORDS = 4096
+"""So many values of a word."""
+TABLE_ENTRIES = 4096
+"""So many entries of an indirect table are written down."""
+READ_BYTES = 4096
+"""How much of the device-readable part of a buffer is written down."""
+
 
 class Slot(NamedTuple):
     """A descriptor as it was read: of the ring, or of an indirect table. `id` is that of a packed
@@ -82,10 +93,6 @@ class Chain:
 
     def __str__(self) -> str:
         return f"buffer {self.number} of queue {self.queue} (id {self.id}, slot {self.slot})"
-
-
-READ_BYTES = 4096
-"""How much of the device-readable part of a buffer is written down."""
 
 
 class Event(NamedTuple):
