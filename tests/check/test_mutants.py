@@ -11,10 +11,10 @@ import pytest
 from tests.check.mutants import BUSES, CATCHES, REFERENCES
 from tests.check.reference import Reference
 from tests.check.reference_vhost_user import BackEnd
-from virtq.check.case import Verdict
+from virtq.check.case import Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.results import BAD
-from virtq.check.run import Result, Subject, run
+from virtq.check.run import Subject, run
 from virtq.transports.base import DriverTransport
 
 PATIENCE_S, PATIENCE_WITH_A_MUTANT_S = 10.0, 0.25

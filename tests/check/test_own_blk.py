@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from virtq._core import Request
-from virtq.check.case import Verdict
+from virtq.check.case import OUR_FAULT, Result, Verdict
 from virtq.check.results import BAD
-from virtq.check.run import OUR_FAULT, Result, Subject, chosen, run
+from virtq.check.run import Subject, chosen, run
 from virtq.connecting import open_transport
 from virtq.devices.blk import BlkDevice
 from virtq.devices.disk import Disk

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from virtq.check.case import OUR_FAULT
 from virtq.check.device.vsock import LISTENED_PORT
 from virtq.check.results import BAD
-from virtq.check.run import OUR_FAULT, Subject, chosen, run
+from virtq.check.run import Subject, chosen, run
 from virtq.connecting import open_transport
 from virtq.device import Device
 from virtq.devices.console import ConsoleDevice, PortSpec

@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.cli.support import served
 from tests.unit.vhost_user.support import Served
-from virtq.check.case import Verdict
+from virtq.check.case import OUR_FAULT, Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.net.far_end import (
     FarEnd,
@@ -43,7 +43,7 @@ from virtq.check.net.frames import (
 )
 from virtq.check.net.toeplitz import IPV4_TYPE, TCPV4_TYPE, packet_hash
 from virtq.check.results import BAD
-from virtq.check.run import OUR_FAULT, Result, Subject, run
+from virtq.check.run import Subject, run
 from virtq.cli import run as cli
 from virtq.devices.net import NetDevice
 from virtq.devices.net_native import NativePort

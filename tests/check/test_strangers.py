@@ -16,12 +16,12 @@ from tests.check.reference import Reference, Split
 from tests.check.reference_vhost_user import BackEnd, Network
 from tests.check.reference_vhost_user_channel import CONFIG, NUMBER, REPLY, STATE, Gone
 from tests.check.reference_vhost_user_disk import Disk, Wire
-from virtq.check.case import CASES, Verdict
+from virtq.check.case import CASES, Result, Verdict
 from virtq.check.driver.start import Command
 from virtq.check.keep import Started
 from virtq.check.queue_size import bearable_size
 from virtq.check.results import BAD
-from virtq.check.run import Result, Subject, chosen, run
+from virtq.check.run import Subject, chosen, run
 from virtq.check.work import FS_ID, FUSE_IN, FUSE_OUT
 from virtq.cli import run as cli
 from virtq.cli.failures import EXIT_UNUSABLE

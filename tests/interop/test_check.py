@@ -18,8 +18,8 @@ from tests.interop.peers.availability import program
 from tests.interop.peers.testpmd import Testpmd, TestpmdConfig, VhostPort
 from tests.unit.vhost_user.support import eventually
 from virtq.bench.peers import storage_daemon as qemu_storage_daemon
-from virtq.check.case import Verdict
-from virtq.check.run import OUR_FAULT, Subject, chosen
+from virtq.check.case import OUR_FAULT, Verdict
+from virtq.check.run import Subject, chosen
 from virtq.check.run import run as run_cases
 from virtq.cli import run
 from virtq.connecting import open_transport

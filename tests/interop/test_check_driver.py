@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from virtq.check.run import OUR_FAULT
+from virtq.check.case import OUR_FAULT
 from virtq.cli import run
 
 ROOT = Path(__file__).parents[2]

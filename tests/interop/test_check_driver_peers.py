@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from virtq.check.run import OUR_FAULT
+from virtq.check.case import OUR_FAULT
 from virtq.cli import run
 
 from .peers.availability import ROOT, require

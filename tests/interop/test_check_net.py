@@ -13,7 +13,7 @@ import pytest
 
 import virtq
 from tests.interop.peers.availability import program
-from virtq.check.run import OUR_FAULT
+from virtq.check.case import OUR_FAULT
 from virtq.cli import run
 from virtq.drivers.net import NetDriver
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.interop.peers.availability import program
-from virtq.check.run import OUR_FAULT
+from virtq.check.case import OUR_FAULT
 from virtq.cli import run
 
 pytestmark = pytest.mark.interop

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from virtq.check.case import Verdict
+from virtq.check.case import Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.results import as_html, failures
-from virtq.check.run import Result
 from virtq.features import RingKind
 
 CASE = all_cases()["in_order.one_by_one"]

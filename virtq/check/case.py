@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,9 @@ from virtq.check.catalogue import known
 from virtq.features import F, RingKind
 
 T = TypeVar("T")
+
+OUR_FAULT = "the case itself failed"
+"""How the reason of a case begins that has a fault of its own, which is nobody else's."""
 
 
 class Verdict(StrEnum):
@@ -100,6 +103,25 @@ class Case:
     @property
     def area(self) -> str:
         return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one case ended in one kind of ring. `expected` and `came` for a failure; `reason` for
+    everything else that is not a pass; `rings` as they stood then."""
+
+    case: Case
+    kind: RingKind | None
+    verdict: Verdict
+    seconds: float
+    expected: str = ""
+    came: str = ""
+    reason: str = ""
+    rings: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.case.name}[{self.kind}]" if self.kind else self.case.name
 
 
 CASES: dict[str, Case] = {}

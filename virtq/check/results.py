@@ -17,11 +17,10 @@ from xml.etree import ElementTree
 
 import jinja2
 
-from virtq.check.case import Case, Verdict
+from virtq.check.case import Case, Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.catalogue import Requirement, known, requirements, statements
 from virtq.check.register_log import RULES
-from virtq.check.run import Result
 
 SCHEMA = 1
 """Version of the JSON's form."""

@@ -7,16 +7,17 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-from virtq.check.case import Broken, Case, Hung, NotObservable, Party, Verdict
+from virtq.check.case import OUR_FAULT, Broken, Case, Hung, NotObservable, Party, Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.context import Context
 from virtq.check.keep import Gone, Keeper, Lasting, Started
 from virtq.check.net.far_end import Finder, by_itself
+from virtq.check.waiting import MOMENT_S, PATIENCE_S
 from virtq.errors import (
     ConfigError,
     PeerGone,
@@ -30,9 +31,6 @@ from virtq.transports.base import DriverTransport
 from virtq.transports.vhost_user.exchange import Refused
 from virtq.transports.vhost_user.wire import ProtocolError
 
-PATIENCE_S = 2.0
-MOMENT_S = 0.02
-OUR_FAULT = "the case itself failed"
 _ABOUT_LENGTHS = {
     "vq.used-length-reported",
     "split.used.dev.len-before-idx",
@@ -43,25 +41,6 @@ _ABOUT_LENGTHS = {
 it at all does it with every buffer, and nothing else would come to light."""
 
 log = logging.getLogger("virtq.check")
-
-
-@dataclass(frozen=True)
-class Result:
-    """How one case ended in one kind of ring. `expected` and `came` for a failure; `reason` for
-    everything else that is not a pass; `rings` as they stood then."""
-
-    case: Case
-    kind: RingKind | None
-    verdict: Verdict
-    seconds: float
-    expected: str = ""
-    came: str = ""
-    reason: str = ""
-    rings: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        return f"{self.case.name}[{self.kind}]" if self.kind else self.case.name
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+PATIENCE_S = 2.0
+"""How long what is judged may take, unless told otherwise."""
+MOMENT_S = 0.02
+"""How long it is looked at whether anything comes that must not."""
 POLL_S = 0.0001
 """Between two looks, at first."""
 _SLOW_S = 0.001

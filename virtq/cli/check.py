@@ -21,16 +21,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from virtq.check import results as out
-from virtq.check.case import Case, Party, Verdict
+from virtq.check.case import Case, Party, Result, Verdict
 from virtq.check.driver.bench import WAIT_S, Bench
 from virtq.check.driver.peer import OFFERED
+from virtq.check.driver.run import run as judge_driver
 from virtq.check.driver.start import Command
 from virtq.check.keep import Lasting, Started
 from virtq.check.net.far_end import reached
 from virtq.check.queue_size import bearable_size
 from virtq.check.register_log import RULES
-from virtq.check.run import PATIENCE_S, Result, Subject, chosen, run
+from virtq.check.run import Subject, chosen, run
 from virtq.check.unseen import UNSEEN
+from virtq.check.waiting import PATIENCE_S
 from virtq.cli.check_registers import SCHEME, check_registers
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.options import DEVICE_TYPE, Seconds, command_line
@@ -186,7 +188,7 @@ def check(
         with beginning(uri):
             if is_driver:
                 judge = stack.enter_context(_bench(uri, device_type, start, wait_s, patience_s))
-                turns = (judge.run(cases, seed=seed + turn) for turn in range(repeat))
+                turns = (judge_driver(judge, cases, seed=seed + turn) for turn in range(repeat))
                 device_id: int | None = judge.device_id
                 bus = None
             else:

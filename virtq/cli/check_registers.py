@@ -9,9 +9,8 @@ from fnmatch import fnmatchcase
 from rich.markup import escape
 
 from virtq.check import results as out
-from virtq.check.case import Case, Verdict
+from virtq.check.case import Case, Result, Verdict
 from virtq.check.register_log import RULES, judge, read
-from virtq.check.run import Result
 from virtq.cli.failures import EXIT_FAILED, Unusable, beginning
 from virtq.cli.output import print_json, show, table
 from virtq.errors import UriError

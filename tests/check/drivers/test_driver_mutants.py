@@ -11,11 +11,11 @@ import pytest
 
 from tests.check.drivers.mutants import CATCHES, REFERENCES
 from tests.check.drivers.reference import Reference, Threads
-from virtq.check.case import Case, Verdict
+from virtq.check.case import OUR_FAULT, Case, Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.driver.bench import Bench
+from virtq.check.driver.run import run
 from virtq.check.results import BAD
-from virtq.check.run import OUR_FAULT, Result
 
 PATIENCE_S, PATIENCE_WITH_A_MUTANT_S = 10.0, 0.3
 ATTEMPTS = 3
@@ -40,7 +40,7 @@ def judge(
         moment_s=MOMENT_S,
         baseline_buffers=BASELINE_BUFFERS,
     ) as bench:
-        yield from bench.run(cases)
+        yield from run(bench, cases)
 
 
 def test_every_case_has_a_mutant() -> None:

@@ -2,9 +2,11 @@
 
 record    what was seen of a driver: its messages, its buffers as they stood, its notifications
 ring      one virtqueue of the driver's, by the device's half of the executable specification
+          (`split_half`, `packed_half`)
 peer      one front-end, from its connection to its end
 roles     what each device type is, and how it serves a buffer
 start     how a driver comes: it is started, or waited for
+bench     who is at the socket, and what is known of the driver so far
 context   what a case is given
 run       all cases against one driver
 cases     the cases, a file for each area

@@ -1,31 +1,21 @@
-"""All cases against one driver: who is at the socket, what is known of the driver so far, and what
-became of each case.
-
-A driver is at work for many cases after one another, which is how they are ordered: by kind of
-ring, those that go on with the same driver before those that want one of their own, and those in
-which the device does what no device should last. After a case that fails the driver is ended, so
-that no case pays for another.
-"""
+"""Where a driver is judged: who is at the socket, and what is known of the driver so far."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
-from virtq.check.case import KINDS, Broken, Case, Hung, NotObservable, Verdict
-from virtq.check.driver.context import DriverContext, Stalled
+from virtq.check.case import Broken, Hung
 from virtq.check.driver.peer import OFFERED, Offer, Peer, serve_plainly
 from virtq.check.driver.record import Record, Words
-from virtq.check.driver.roles import RING_FEATURES, ROLES, Role
+from virtq.check.driver.roles import ROLES, Role
 from virtq.check.driver.start import Door, Ending, NoDriver, Running, Starter, uninterrupted
-from virtq.check.run import MOMENT_S, OUR_FAULT, PATIENCE_S, Result
+from virtq.check.waiting import MOMENT_S, PATIENCE_S
 from virtq.errors import PeerGone, UriError, VirtqError
-from virtq.features import DEVICE_NAMES, F, RingKind
+from virtq.features import DEVICE_NAMES, RingKind
 from virtq.transports.vhost_user.messages import P
 
 WAIT_S = 30.0
@@ -39,7 +29,6 @@ many that came and did not begin to work, only as long as for anything else."""
 _BEGIN = 5
 """The first buffer is waited for so many times as long as any other."""
 
-log = logging.getLogger("virtq.check")
 Key = tuple[RingKind | None, int]
 
 
@@ -175,6 +164,10 @@ class Bench:
             if ring is None or ring.count:
                 return
 
+    def forget(self) -> None:
+        """What plain runs have shown is looked at anew."""
+        self._baselines.clear()
+
     @property
     def _begin_s(self) -> float:
         """How long the first buffer may take: what is to keep the driver busy has to begin."""
@@ -259,73 +252,9 @@ class Bench:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # Cases
-
-    def run(self, cases: Sequence[Case], *, seed: int = 0) -> Iterator[Result]:
-        """Run the cases that are about drivers of this device type, each in each of its kinds of
-        ring; one result at a time. Always ends."""
-        self._baselines.clear()
-        about = [case for case in cases if case.concerns(self.device_id, None)]
-        turns = [(case, kind) for case in about for kind in case.kinds or (None,)]
-        for case, kind in sorted(turns, key=_order):
-            yield self._run_one(case, kind, seed)
-        self.drop()
-
-    def _run_one(self, case: Case, kind: RingKind | None, seed: int) -> Result:
-        role = ROLES[self.device_id]()
-        extra = RING_FEATURES if case.offers is None else case.offers
-        features = F.VERSION_1 | extra | role.features | (kind.features if kind else 0)
-        context = DriverContext(
-            self,
-            kind=kind,
-            features=int(features),
-            patience_s=self.patience_s,
-            moment_s=self.moment_s,
-            seed=seed,
-        )
-        began = time.monotonic()
-        verdict, fields = Verdict.PASS, dict[str, str]()
-        rings: list[dict[str, Any]] = []
-        try:
-            case.run(context)
-        except Exception as error:
-            rings = self._pictures()
-            verdict, fields = self._verdict(case, error)
-        if verdict not in (Verdict.PASS, Verdict.SKIPPED) or case.alone:
-            self.drop()
-        else:
-            self._settle()
-        if verdict in (Verdict.PASS, Verdict.SKIPPED):
-            rings = []
-        return Result(case, kind, verdict, time.monotonic() - began, rings=rings, **fields)
-
-    def _pictures(self) -> list[dict[str, Any]]:
-        if self._peer is None:
-            return []
-        return self._peer.pictures()
-
-    def _verdict(self, case: Case, error: Exception) -> tuple[Verdict, dict[str, str]]:
-        match error:
-            case Broken():
-                return Verdict.FAIL, {"expected": error.expected, "came": error.came}
-            case NotObservable() | NoDriver():
-                return Verdict.SKIPPED, {"reason": str(error)}
-            case Stalled() if not self.flows:
-                reason = f"{error}; served plainly, it makes no end of buffers available either"
-                return Verdict.SKIPPED, {"reason": reason}
-            case Hung():
-                return Verdict.HUNG, {"reason": str(error)}
-            case PeerGone():
-                ending = self.wait_for_end()
-                if ending is not None and not ending.failed:
-                    return Verdict.SKIPPED, {"reason": ending.text}
-                text = str(error) if ending is None else f"{error}: {ending.text}"
-                return Verdict.CRASHED, {"reason": text}
-            case VirtqError():
-                came = str(error.args[0]) if error.args else str(error)
-                return Verdict.FAIL, {"expected": "memory that is there", "came": came}
-        log.error("the case %s itself failed", case.name, exc_info=error)
-        return Verdict.SKIPPED, {"reason": f"{OUR_FAULT}: {error!r}"}
+    def pictures(self) -> list[dict[str, Any]]:
+        """The rings of the driver that is there, as they stand."""
+        return [] if self._peer is None else self._peer.pictures()
 
     def wait_for_end(self) -> Ending | None:
         """How the started driver ended, which closed its connection a moment ago."""
@@ -336,7 +265,7 @@ class Bench:
             time.sleep(0.005)
         return None
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Leave the driver for the next case as if it had been served plainly all the time."""
         peer = self._peer
         if peer is None or self._key is None:
@@ -363,9 +292,3 @@ def frozen(peer: Peer) -> Record:
         queue.faults = {about: list(texts) for about, texts in queue.faults.items()}
     record.pictures = peer.pictures()
     return record
-
-
-def _order(turn: tuple[Case, RingKind | None]) -> tuple[Any, ...]:
-    case, kind = turn
-    place = KINDS.index(kind) if kind is not None else len(KINDS)
-    return case.hostile, place, case.alone, -1 if case.offers is None else case.offers

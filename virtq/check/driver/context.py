@@ -5,19 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from virtq.check.case import Broken, Hung, NotObservable
+from virtq.check.driver.bench import Baseline, Bench
 from virtq.check.driver.peer import Offer, Peer, serve_plainly
 from virtq.check.driver.record import Chain, Record
 from virtq.check.driver.ring import JudgedRing
 from virtq.check.driver.roles import ROLES, Role
 from virtq.errors import PeerGone
 from virtq.features import F, RingKind, describe
-
-if TYPE_CHECKING:
-    from virtq.check.driver.bench import Baseline, Bench
-
 
 _SETTLE_TURNS = 200
 _HOLD_MOMENTS = 5
@@ -234,9 +230,14 @@ class DriverContext:
         self._check_kind(peer.features)
         if lacking := needs & ~(peer.features or 0):
             raise NotObservable(f"not accepted: {describe(lacking, self.device_id)}")
+        return self._hand_over(peer, "is not set up")
+
+    def _hand_over(self, peer: Peer, missing: str) -> Live:
+        """The driver's work queue is the case's from here on, all others are served plainly. Raises
+        Stalled with `missing` if there is none."""
         ring = peer.rings.get(peer.role.work)
         if ring is None:
-            raise Stalled(f"queue {peer.role.work} is not set up")
+            raise Stalled(f"queue {peer.role.work} {missing}")
         plain = serve_plainly(peer)
         ring.half.one_used_entry_per_buffer = False
         peer.service = lambda other: None if other is ring else plain(other)
@@ -254,13 +255,7 @@ class DriverContext:
         """A fresh driver's work queue, once it is live. Raises Hung."""
         self._bench.await_live(peer)
         self._check_kind(peer.features)
-        ring = peer.rings.get(peer.role.work)
-        if ring is None:
-            raise Stalled(f"queue {peer.role.work} is not set up any more")
-        plain = serve_plainly(peer)
-        ring.half.one_used_entry_per_buffer = False
-        peer.service = lambda other: None if other is ring else plain(other)
-        return Live(peer, ring, peer.role, self._patience_s(), self.moment_s)
+        return self._hand_over(peer, "is not set up any more")
 
     def hostile(self) -> Live:
         """A driver at work with some buffers available, which the device is about to do what no

@@ -17,12 +17,11 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from virtq.check.case import Broken, Case, NotObservable, Verdict
+from virtq.check.case import Broken, Case, NotObservable, Result, Verdict
 from virtq.check.register_log import general, initialization, mmio, pci, qemu
 from virtq.check.register_log.log import Log, LogError, parse
 from virtq.check.register_log.rules import RULES
 from virtq.check.register_log.trail import Trail, follow
-from virtq.check.run import Result
 
 _KINDS = (initialization, general, mmio, pci)
 """Importing these registers their rules."""
