@@ -13,8 +13,8 @@ from tests.check.reference_mmio import MmioReference, MmioWindow
 from tests.check.reference_pci import PciFunction, PciReference
 from virtq.cli import run as cli
 from virtq.cli.failures import EXIT_FAILED, EXIT_UNUSABLE
+from virtq.connecting import TRANSPORTS
 from virtq.transports.base import DriverTransport
-from virtq.uri import TRANSPORTS
 
 PCI, MMIO = "qtest:virtio-blk-pci", "qtest:virtio-blk-device"
 
