@@ -7,7 +7,8 @@ import socket
 from collections.abc import Callable
 
 from virtq.check.case import Broken, Hung, NotObservable
-from virtq.check.front import USUAL, Front, Outcome
+from virtq.check.connection import Outcome
+from virtq.check.front import USUAL, Front
 from virtq.errors import PeerGone
 from virtq.features import F
 from virtq.transports.vhost_user.frontend import QUEUE_SIZE

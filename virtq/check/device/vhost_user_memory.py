@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from virtq.check.case import Hung, NotObservable, expect
+from virtq.check.connection import Closed, Outcome
 from virtq.check.context import Context, Live
 from virtq.check.device.vhost_user_support import (
     live_on,
@@ -18,7 +19,7 @@ from virtq.check.device.vhost_user_support import (
     start_anyway,
     watched_fd,
 )
-from virtq.check.front import GUEST_BASE, MEMORY_BYTES, USER_BASE, Closed, Front, Outcome
+from virtq.check.front import GUEST_BASE, MEMORY_BYTES, USER_BASE, Front
 from virtq.check.session import Sent
 from virtq.transports.vhost_user.fds import close_fd
 from virtq.transports.vhost_user.messages import LOG_ALL, P

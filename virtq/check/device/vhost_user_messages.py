@@ -11,6 +11,7 @@ import contextlib
 import socket
 
 from virtq.check.case import NotObservable, expect
+from virtq.check.connection import Outcome
 from virtq.check.context import Context
 from virtq.check.device.vhost_user_support import (
     live_on,
@@ -22,7 +23,7 @@ from virtq.check.device.vhost_user_support import (
     survives,
     watched_fd,
 )
-from virtq.check.front import GUEST_BASE, USER_BASE, Front, Outcome
+from virtq.check.front import GUEST_BASE, USER_BASE, Front
 from virtq.features import F
 from virtq.transports.vhost_user.messages import (
     NO_FEATURE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from virtq.check.case import Broken, NotObservable, expect
+from virtq.check.connection import Outcome
 from virtq.check.context import Context, Live
 from virtq.check.device.malformed import NOWHERE
 from virtq.check.device.vhost_user_support import (
@@ -17,7 +18,7 @@ from virtq.check.device.vhost_user_support import (
     signalled,
     start_anyway,
 )
-from virtq.check.front import MEMORY_BYTES, USER_BASE, Front, Outcome
+from virtq.check.front import MEMORY_BYTES, USER_BASE, Front
 from virtq.check.session import Job, Ring
 from virtq.check.waiting import turns
 from virtq.features import F

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from virtq.check.case import NotObservable, case, expect
+from virtq.check.connection import Outcome
 from virtq.check.context import Context, Live
-from virtq.check.front import Front, Outcome
+from virtq.check.front import Front
 from virtq.check.session import Ring, Session
 from virtq.transports.vhost_user.messages import Front as Code
 from virtq.transports.vhost_user.wire import U64, VringAddress, VringState
