@@ -76,4 +76,4 @@ def _show(uri: str, done: Sequence[Result]) -> None:
         show(rows)
     number = out.counts(done)
     parts = [f"{number[verdict]} {verdict}" for verdict in Verdict if number[verdict]]
-    show(f"{uri}: {', '.join(parts)}")
+    show(f"{escape(uri)}: {', '.join(parts)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtq.check.case import NotObservable, case, expect
-from virtq.check.context import Context
+from virtq.check.context import Context, Live
 from virtq.check.disk import (
     capacity,
     config,
@@ -162,21 +162,20 @@ def a_flush(ctx: Context) -> None:
         succeed(live, request(Type.FLUSH), "a flush behind reads")
 
 
-def _survives_a_reset(ctx: Context, features: int, without: int, how: str) -> None:
-    """A write that is stable is still there after the device was reset."""
+def _disk_to_write(ctx: Context, features: int, without: int = 0) -> Live:
     session = ctx.session()
     if session.offered & BlkFeature.RO:
         raise NotObservable("the disk is read-only")
-    live = live_disk(ctx, features, without=without, session=session)
-    if how == "writeback":
-        session.transport.write_config(offset_of("writeback"), b"\0")
-        for _ in session.patience("writeback to read 0"):
-            if config(session).writeback == 0:
-                break
+    return live_disk(ctx, features, without=without, session=session)
+
+
+def _survives_a_reset(ctx: Context, live: Live, *, flush: bool = False) -> None:
+    """A write that is stable, as it is or by a flush, is still there after the device was reset."""
+    session = live.session
     old = read(live, 0, 8)
     new = bytes(byte ^ 0xFF for byte in old)
     succeed(live, request(Type.OUT, 0, new), "a write of 8 sectors")
-    if how == "flush":
+    if flush:
         succeed(live, request(Type.FLUSH), "a flush")
     session.reset()
     again = live_disk(ctx, session=session)
@@ -192,20 +191,26 @@ def _survives_a_reset(ctx: Context, features: int, without: int, how: str) -> No
 @case("blk.op.dev.stable-writes", device_id=_BLK, needs=BlkFeature.FLUSH)
 def what_was_flushed_stays(ctx: Context) -> None:
     """A write that a flush came after outlasts a reset of the device."""
-    _survives_a_reset(ctx, BlkFeature.FLUSH, 0, "flush")
+    _survives_a_reset(ctx, _disk_to_write(ctx, BlkFeature.FLUSH), flush=True)
 
 
 @case("blk.op.dev.stable-writes", device_id=_BLK, needs=BlkFeature.CONFIG_WCE)
 def what_was_written_through_stays(ctx: Context) -> None:
     """A write with writeback 0 all the time outlasts a reset of the device."""
-    _survives_a_reset(ctx, BlkFeature.CONFIG_WCE | BlkFeature.FLUSH, 0, "writeback")
+    live = _disk_to_write(ctx, BlkFeature.CONFIG_WCE | BlkFeature.FLUSH)
+    live.session.transport.write_config(offset_of("writeback"), b"\0")
+    for _ in live.session.patience("writeback to read 0"):
+        if config(live.session).writeback == 0:
+            break
+    _survives_a_reset(ctx, live)
 
 
 @case("blk.op.dev.stable-writes", device_id=_BLK, needs=BlkFeature.FLUSH)
 def what_was_written_without_a_cache_stays(ctx: Context) -> None:
     """With FLUSH offered and neither it nor CONFIG_WCE negotiated, a write that is completed
     outlasts a reset of the device."""
-    _survives_a_reset(ctx, 0, BlkFeature.FLUSH | BlkFeature.CONFIG_WCE, "nothing")
+    live = _disk_to_write(ctx, 0, without=BlkFeature.FLUSH | BlkFeature.CONFIG_WCE)
+    _survives_a_reset(ctx, live)
 
 
 # What changes by itself

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from itertools import count
 
 from virtq.check.case import NotObservable, case
 from virtq.check.driver.cases.in_order import LAPS, depth_of
@@ -20,25 +22,18 @@ def buffers_come_in_this_kind_of_ring(driver: DriverContext) -> None:
     live.serve(LAPS * live.ring.size)
 
 
-def _laps_in_order_of(live: Live, chance: random.Random, how: str) -> None:
-    depth = depth_of(live)
-    slots = 0
-    while slots < LAPS * live.ring.size:
-        chains: list[Chain] = list(live.take(depth))
-        slots += sum(len(chain.descriptors) for chain in chains)
-        if how == "last first":
-            chains.reverse()
-        else:
-            chance.shuffle(chains)
-        live.use(chains)
-        live.ring.enable_kicks()
-
-
 @case("packed.list.drv.track-length", party="driver", in_order=False)
 def the_last_is_used_first(driver: DriverContext) -> None:
     """Without IN_ORDER the device uses what is available from the last to the first. The driver
     has to find out from the identifier which one it is, and (packed) how many slots it had."""
-    _laps_in_order_of(driver.live(), random.Random(driver.seed), "last first")
+    live = driver.live()
+    depth = depth_of(live)
+    slots = 0
+    while slots < LAPS * live.ring.size:
+        chains = list(live.take(depth))
+        slots += sum(len(chain.descriptors) for chain in chains)
+        live.use(chains[::-1])
+        live.ring.enable_kicks()
 
 
 @case("packed.list.drv.track-length", party="driver", in_order=False)
@@ -82,20 +77,8 @@ def slowly_and_one_by_one(driver: DriverContext) -> None:
     live.serve(live.ring.size)
 
 
-def _dressed(driver: DriverContext, how: str) -> None:
-    live = driver.live()
+def _serve_dressed(live: Live, dress: Callable[[Descriptor], Descriptor]) -> None:
     ring = live.ring.packed_ring
-    seen = 0
-
-    def dress(used: Descriptor) -> Descriptor:
-        nonlocal seen
-        seen += 1
-        if how == "address":
-            return used._replace(addr=0xDEAD_BEEF_F00D_0000 + seen)
-        if how == "flags":
-            return used._replace(flags=used.flags | NEXT | INDIRECT)
-        return used if used.flags & WRITE else used._replace(len=0x7FFF_FFFF)
-
     ring.dress = dress
     try:
         live.serve(LAPS * live.ring.size)
@@ -106,13 +89,15 @@ def _dressed(driver: DriverContext, how: str) -> None:
 @case("packed.used.addr-unused", party="driver", packed=True)
 def an_address_in_used_descriptors(driver: DriverContext) -> None:
     """The address of a used descriptor means nothing: the device leaves nonsense there."""
-    _dressed(driver, "address")
+    nonsense = count(0xDEAD_BEEF_F00D_0000)
+    _serve_dressed(driver.live(), lambda used: used._replace(addr=next(nonsense)))
 
 
 @case("packed.list.next-reserved-in-used", party="driver", packed=True)
 def next_in_used_descriptors(driver: DriverContext) -> None:
     """NEXT and INDIRECT mean nothing in a used descriptor: the device sets them."""
-    _dressed(driver, "flags")
+    extra = NEXT | INDIRECT
+    _serve_dressed(driver.live(), lambda used: used._replace(flags=used.flags | extra))
 
 
 @case("packed.used.len-reserved-without-write", party="driver", packed=True)
@@ -122,4 +107,6 @@ def a_length_without_write(driver: DriverContext) -> None:
     live = driver.live()
     if all(chain.writable_bytes for chain in live.take(1)):
         raise NotObservable("all buffers have a device-writable part")
-    _dressed(driver, "length")
+    _serve_dressed(
+        live, lambda used: used if used.flags & WRITE else used._replace(len=0x7FFF_FFFF)
+    )
