@@ -21,12 +21,7 @@ from typing import Final, Literal
 from virtq._core import NetLoad
 from virtq.bench.case import Contender, Window
 from virtq.bench.net_traffic import Traffic
-from virtq.bench.peers.testpmd import (
-    Testpmd,
-    TestpmdConfig,
-    VhostPort,
-    VirtioUserPort,
-)
+from virtq.bench.peers.testpmd import Testpmd, TestpmdConfig, VhostPort, VirtioUserPort
 from virtq.connecting import connect
 from virtq.drivers.net import NetDriver
 from virtq.queue import DriverQueue

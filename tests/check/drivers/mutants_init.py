@@ -6,7 +6,8 @@ import os
 import time
 
 from tests.check.drivers.mutants import REFERENCES, catches
-from tests.check.drivers.reference import NetReference, Reference
+from tests.check.drivers.reference import Reference
+from tests.check.drivers.reference_types import NetReference
 from virtq.errors import VirtqError
 from virtq.features import F
 from virtq.status import Status

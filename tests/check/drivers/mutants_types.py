@@ -6,14 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.check.drivers.mutants import REFERENCES, catches
-from tests.check.drivers.reference import (
-    Asked,
+from tests.check.drivers.reference import Asked, Reference, whole
+from tests.check.drivers.reference_types import (
     ConsoleReference,
     EntropyReference,
     NetReference,
     PortsReference,
-    Reference,
-    whole,
 )
 from virtq.check.driver.roles import Disk
 from virtq.wire import net

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.check.drivers.reference import EntropyReference
+from tests.check.drivers.reference_types import EntropyReference
 
 
 class Shifted(EntropyReference):

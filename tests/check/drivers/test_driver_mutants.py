@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.check.drivers.mutants import CATCHES, REFERENCES
-from tests.check.drivers.reference import Reference, Threads
+from tests.check.drivers.reference import Reference
+from tests.check.drivers.threads import Threads
 from virtq.check.case import OUR_FAULT, Case, Result, Verdict
 from virtq.check.cases import all_cases
 from virtq.check.driver.bench import Bench

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.check.drivers.reference import EntropyReference, NetReference, Reference, Threads
+from tests.check.drivers.reference import Reference
+from tests.check.drivers.reference_types import EntropyReference, NetReference
 from tests.check.drivers.test_driver_mutants import judge
+from tests.check.drivers.threads import Threads
 from virtq.check.case import Result, Verdict
 from virtq.check.driver.bench import Bench
 from virtq.check.driver.peer import Peer
