@@ -387,3 +387,15 @@ class DriveManaged(Reference):
     """Offers ZONED, and shows no zones."""
 
     offered = Reference.offered | int(BlkFeature.ZONED)
+
+
+ZONED = (
+    HostManaged,
+    HostAware,
+    WithoutAppends,
+    WithoutLimits,
+    RefusingWhenFull,
+    ErasingZones,
+    DriveManaged,
+)
+"""Every sort of zoned device."""
