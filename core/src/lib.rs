@@ -5,6 +5,8 @@
 
 pub mod area;
 pub mod error;
+#[cfg(not(loom))]
+pub mod event;
 pub mod inflight;
 pub mod memory;
 pub mod notify;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::Mapping;
-use crate::queue::Event;
+use crate::event::Event;
 
 const API: u64 = 0xaa;
 const REGISTER_MODE_MISSING: u64 = 1;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::worker::{PATIENCE, sleep};
-use crate::queue::Event;
+use crate::event::Event;
 
 /// What came of a member's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

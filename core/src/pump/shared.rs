@@ -8,7 +8,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use crate::queue::{DeviceQueue, Event};
+use crate::event::Event;
+use crate::queue::DeviceQueue;
 
 /// A device queue with a door.
 pub struct SharedQueue {

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use super::SharedQueue;
 use super::poller::{Member, Poller, Turn};
 use crate::error::QueueError;
-use crate::queue::{DeviceQueue, Event};
+use crate::event::Event;
+use crate::queue::DeviceQueue;
 use crate::ring::Position;
 
 /// How a path waits when it finds nothing to do.

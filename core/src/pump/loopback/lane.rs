@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::LoopSetup;
 use crate::error::QueueError;
+use crate::event::Event;
 use crate::memory::{Access, Mapping, Memory, MemoryError, Region};
-use crate::queue::{DeviceQueue, DriverQueue, Event, IndirectSetup, Setup};
+use crate::queue::{DeviceQueue, DriverQueue, IndirectSetup, Setup};
 use crate::ring::packed::PackedAreas;
 use crate::ring::split::SplitAreas;
 use crate::ring::{DESCRIPTOR_SIZE, Piece, feature};

@@ -324,7 +324,7 @@ fn stopping<T>(stop: &AtomicBool, work: impl FnOnce() -> T) -> T {
 }
 
 /// Wait until one of the events was signalled, for [`NAP_MS`] at most.
-fn nap<'a>(events: impl Iterator<Item = &'a crate::queue::Event>) {
+fn nap<'a>(events: impl Iterator<Item = &'a crate::event::Event>) {
     use std::os::fd::AsRawFd;
     let mut entries: Vec<_> = events
         .map(|event| libc::pollfd { fd: event.fd().as_raw_fd(), events: libc::POLLIN, revents: 0 })

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 
 use super::flow::Flows;
 use super::{BATCH, Counters, Frames, HEADER_BYTES, Ledger, Link, Receiver, Sender, Tally};
-use crate::queue::Event;
+use crate::event::Event;
 
 /// Packets and bytes that wait for one receive queue.
 const INBOX_PACKETS_MAX: usize = 4096;
