@@ -7,10 +7,10 @@ import random
 _ADDRESSES = bytes.fromhex("020000000001 020000000002 88b5")
 
 
-def made_up(count: int, seed: int, smallest: int = 60, largest: int = 1514) -> list[bytes]:
+def made_up(count: int, seed: int) -> list[bytes]:
     """Frames of all sizes and of any content, behind addresses that are proper."""
     dice = random.Random(seed)
-    sizes = [dice.randint(smallest, largest) for _ in range(count)]
+    sizes = [dice.randint(60, 1514) for _ in range(count)]
     return [_ADDRESSES + dice.randbytes(size - len(_ADDRESSES)) for size in sizes]
 
 

@@ -51,7 +51,6 @@ NEIGHBOUR_DATA = BASE + 0x1F000
 
 SPLIT = 0
 PACKED = RING_PACKED
-ANY_ORDER = pytest.mark.parametrize("features", [SPLIT, PACKED], ids=["split", "packed"])
 BATCHES = pytest.mark.parametrize(
     "features", [IN_ORDER, PACKED | IN_ORDER], ids=["split-in-order", "packed-in-order"]
 )

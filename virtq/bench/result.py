@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -68,8 +68,3 @@ class Result:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BenchError(f"not a result of virtq bench: {error!r}") from error
-
-
-def merged_names(comparisons: Sequence[Comparison]) -> list[str]:
-    """The contenders of several comparisons, each once, in the order of appearance."""
-    return list(dict.fromkeys(one.name for c in comparisons for one in c.contenders))

@@ -11,22 +11,23 @@ from virtq.cli.output import say
 
 _CHUNK_BYTES = 65536
 _LINE_BYTES_MAX = 4096
+_STDIN_FD = 0
 
 
-def follow_lines(take: Callable[[str], None], fd: int = 0) -> None:
-    """Call `take` with each line that arrives, from a thread of its own, until there are no more.
+def follow_lines(take: Callable[[str], None]) -> None:
+    """Call `take` with each line of standard input, from a thread of its own, until it ends.
 
     Empty lines and those that begin with `#` are passed over. A ValueError that `take` raises is
     printed, and the next line is taken."""
-    if fd == 0 and sys.stdin is None:
+    if sys.stdin is None:
         return  # closed from the start: the number may be anybody's by now
     # By the descriptor: a thread that sits in sys.stdin would keep the interpreter from ending.
-    threading.Thread(target=_follow, args=(take, fd), name="virtq-stdin", daemon=True).start()
+    threading.Thread(target=_follow, args=(take,), name="virtq-stdin", daemon=True).start()
 
 
-def _follow(take: Callable[[str], None], fd: int) -> None:
+def _follow(take: Callable[[str], None]) -> None:
     rest = b""
-    while chunk := _read(fd):
+    while chunk := _read():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             _give(take, line)
@@ -36,9 +37,9 @@ def _follow(take: Callable[[str], None], fd: int) -> None:
     _give(take, rest)
 
 
-def _read(fd: int) -> bytes:
+def _read() -> bytes:
     try:
-        return os.read(fd, _CHUNK_BYTES)
+        return os.read(_STDIN_FD, _CHUNK_BYTES)
     except OSError:  # there is no standard input
         return b""
 

@@ -68,10 +68,6 @@ class IrqType(IntEnum):
     LEVEL_HIGH = 4
     LEVEL_LOW = 8
 
-    @property
-    def is_level(self) -> bool:
-        return self in (IrqType.LEVEL_HIGH, IrqType.LEVEL_LOW)
-
     def edge(self, before: int, after: int) -> bool:
         """Whether a change from one level to another is what it waits for."""
         if before == after:

@@ -53,7 +53,6 @@ u32 = Annotated[int, Int(4)]
 u64 = Annotated[int, Int(8)]
 bytes3 = Annotated[bytes, Bytes(3)]
 bytes6 = Annotated[bytes, Bytes(6)]
-bytes20 = Annotated[bytes, Bytes(20)]
 
 
 WRITABLE = MappingProxyType({"writable": True})

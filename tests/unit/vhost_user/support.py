@@ -219,9 +219,9 @@ class RawFront:
         except ConnectionError:
             return True
 
-    def silent(self, patience_s: float = 0.05) -> bool:
+    def silent(self) -> bool:
         """Whether nothing arrives, not even the end."""
-        self.sock.settimeout(patience_s)
+        self.sock.settimeout(0.05)
         try:
             self.sock.recv(1, socket.MSG_PEEK)
         except TimeoutError:

@@ -34,8 +34,8 @@ Answer = Callable[[Request], Outgoing | None]
 class Scripted:
     """A back-end that offers what it is told, and answers some requests in its own way."""
 
-    def __init__(self, protocol: P = P.REPLY_ACK, features: int = F.VERSION_1) -> None:
-        self.features = features | PROTOCOL_FEATURES
+    def __init__(self, protocol: P = P.REPLY_ACK) -> None:
+        self.features = F.VERSION_1 | PROTOCOL_FEATURES
         self.protocol = protocol
         self.seen: list[Front] = []
         self.payloads: list[Any] = []
@@ -258,10 +258,10 @@ def test_a_nack_names_the_request() -> None:
 class Other:
     """The back-end's end of the other channel, as the front-end hands it over."""
 
-    def __init__(self, protocol: P, features: int = F.VERSION_1) -> None:
+    def __init__(self, protocol: P) -> None:
         ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(5.0)
-        self.protocol, self.features = protocol | P.BACKEND_REQ, features | PROTOCOL_FEATURES
+        self.protocol, self.features = protocol | P.BACKEND_REQ, F.VERSION_1 | PROTOCOL_FEATURES
         self.other: socket.socket | None = None
         self._thread = threading.Thread(target=self._open, daemon=True)
         self._thread.start()

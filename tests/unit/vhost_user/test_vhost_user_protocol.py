@@ -59,8 +59,8 @@ def settled() -> Negotiation:
     return negotiation
 
 
-def responder(negotiation: Negotiation | None = None) -> Responder:
-    return Responder("peer", FRONT_MESSAGES, negotiation or settled(), main=True)
+def responder() -> Responder:
+    return Responder("peer", FRONT_MESSAGES, settled(), main=True)
 
 
 def requester(negotiation: Negotiation | None = None) -> Requester:

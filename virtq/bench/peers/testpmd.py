@@ -44,6 +44,7 @@ _VHOST_USER_PROTOCOL: Final = 1 << 30
 # Counters change without any event to wait for.
 _POLL_S: Final = 0.02
 START_TIMEOUT_S: Final = 30.0
+LINK_TIMEOUT_S: Final = 10.0
 _instances = itertools.count()
 
 
@@ -209,9 +210,9 @@ class Testpmd:
         """All that was said at the prompt so far."""
         return self._prompt.text
 
-    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+    def wait_ready(self) -> None:
         """Awaits the first prompt."""
-        self._find(_PROMPT, 0, "start", timeout_s)
+        self._find(_PROMPT, 0, "start", START_TIMEOUT_S)
         self._is_ready = True
 
     def command(self, text: str, timeout_s: float = 10.0) -> str:
@@ -252,14 +253,6 @@ class Testpmd:
         """The packets that txonly sends: one segment or several, of these lengths."""
         self.command("set txpkts " + ",".join(map(str, segment_bytes)))
 
-    def set_burst(self, packets: int) -> None:
-        """How many packets are received and sent at once; forwarding must be stopped."""
-        self.command(f"set burst {packets}")
-
-    def set_forwarding_cores(self, cores: int) -> None:
-        """How many of `cpus` forward; forwarding must be stopped."""
-        self.command(f"set nbcore {cores}")
-
     def port_stats(self) -> PortStats:
         """The port's counters, and its rates since the last call."""
         values = _numbers(self.command("show port stats all"))
@@ -297,9 +290,9 @@ class Testpmd:
                 raise self._failure(f"counted something else for {timeout_s} s: {stats}")
             time.sleep(_POLL_S)
 
-    def wait_link(self, up: bool = True, timeout_s: float = 10.0) -> None:
+    def wait_link(self, up: bool = True) -> None:
         """Awaits the link: of a device, up once a driver's queues run, down when it has gone."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + LINK_TIMEOUT_S
         wanted = "Link status: up" if up else "Link status: down"
         while True:
             start = self._prompt.length

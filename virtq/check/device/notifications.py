@@ -20,11 +20,11 @@ def _quiet_after(live: Live, count: int, first: int = 0) -> int:
     return live.ring.calls()
 
 
-def _come_to_rest(live: Live, first: int = 0) -> None:
+def _come_to_rest(live: Live) -> None:
     """Serve with notifications suppressed already: what the device decided before it saw that has
     been sent when it is through with a buffer that it took later. A device that is going live may
     have looked at its queues by itself, and a busy machine may have it send that late."""
-    live.ring.serve(*live.jobs(2, first))
+    live.ring.serve(*live.jobs(2))
     for _ in live.session.moment():
         pass
 

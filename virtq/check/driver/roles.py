@@ -22,6 +22,8 @@ from virtq.wire.console import DEVICE_ID as CONSOLE_ID
 from virtq.wire.rng import DEVICE_ID as ENTROPY_ID
 
 ETHERTYPE = 0x88B5
+FRAME_BYTES = 60
+"""The least that an Ethernet frame has."""
 """Local experimental (IEEE 802): what the judge sends is nobody's protocol."""
 
 
@@ -150,11 +152,11 @@ class Port:
         return len(packet)
 
 
-def packet_for(mac: bytes, number: int, length: int = 60) -> bytes:
+def packet_for(mac: bytes, number: int) -> bytes:
     """A packet for the driver: a header without any offload, and a frame that nobody takes."""
     header = net.NetHeader(num_buffers=1).pack()
     frame = mac + struct.pack("!6sHI", b"\x02virtq", ETHERTYPE, number & 0xFFFFFFFF)
-    return header + frame.ljust(length, b"\0")
+    return header + frame.ljust(FRAME_BYTES, b"\0")
 
 
 class Entropy:
