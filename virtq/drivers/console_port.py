@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Coroutine
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, TypeVar
 
 from virtq.drivers.background import Waiting
+from virtq.drivers.stream_file import buffered
 from virtq.queue import DriverQueue
 from virtq.wire.console import Size
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
 
 T = TypeVar("T")
 
@@ -92,8 +91,7 @@ class ConsolePort:
     def makefile(self) -> BinaryIO:
         """The port as a buffered binary file for reading and writing; closing it leaves the port
         open."""
-        raw = _PortFile(self)
-        return cast(BinaryIO, io.BufferedRWPair(raw, raw))
+        return buffered(self.read, self.write)
 
     # asyncio
 
@@ -233,37 +231,9 @@ class ConsolePort:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         sides = f"host {self.host_open}, here {self.is_open}"
         return f"<ConsolePort {self.id} {self.name!r}, open: {sides}>"
-
-
-class _PortFile(io.RawIOBase):
-    """A port as a raw file."""
-
-    def __init__(self, port: ConsolePort) -> None:
-        self._port = port
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def readinto(self, target: WriteableBuffer, /) -> int:
-        view = memoryview(target).cast("B")
-        data = self._port.read(len(view)) if len(view) else b""
-        view[: len(data)] = data
-        return len(data)
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        self._port.write(data)
-        return memoryview(data).nbytes

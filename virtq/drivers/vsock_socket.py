@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import os
 from collections import deque
 from collections.abc import Coroutine
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, TypeVar
 
 from virtq.drivers.background import Waiting
+from virtq.drivers.stream_file import buffered
 from virtq.errors import PeerGone
 from virtq.wire.vsock import BOTH_WAYS, Boundary, Shutdown, SocketType
 from virtq.wire.vsock_flow import Flow, State
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
 
 T = TypeVar("T")
 
@@ -94,8 +93,7 @@ class VsockSocket:
     def makefile(self) -> BinaryIO:
         """A stream as a buffered binary file for reading and writing; closing it leaves the socket
         open."""
-        raw = _SocketFile(self)
-        return cast(BinaryIO, io.BufferedRWPair(raw, raw))
+        return buffered(self.recv, self.sendall)
 
     # asyncio
 
@@ -282,23 +280,13 @@ class VsockSocket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close_async()
 
     def __repr__(self) -> str:
@@ -371,36 +359,8 @@ class VsockListener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return f"<VsockListener on {self.port}, {len(self._came)} waiting>"
-
-
-class _SocketFile(io.RawIOBase):
-    """A stream socket as a raw file."""
-
-    def __init__(self, socket: VsockSocket) -> None:
-        self._socket = socket
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def readinto(self, target: WriteableBuffer, /) -> int:
-        view = memoryview(target).cast("B")
-        data = self._socket.recv(len(view)) if len(view) else b""
-        view[: len(data)] = data
-        return len(data)
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        self._socket.sendall(data)
-        return memoryview(data).nbytes

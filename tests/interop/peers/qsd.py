@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from .availability import program
@@ -76,12 +75,7 @@ class StorageDaemon:
             raise self.process.failure("did not greet") from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.process.stop()
         self.monitor.close()
         self.export.socket_path.unlink(missing_ok=True)
