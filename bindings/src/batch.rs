@@ -14,7 +14,7 @@ use virtq_core::ring::{Batch, Buffer};
 
 use crate::errors::to_py;
 use crate::memory::with_bytes;
-use crate::queue::{lock, visit};
+use crate::shared::{lock, visit};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyBatch>()?;

@@ -12,6 +12,7 @@ mod pump;
 mod queue;
 mod queue_load;
 mod serve;
+mod shared;
 mod userfault;
 
 use pyo3::prelude::*;
