@@ -1,6 +1,6 @@
 //! Notifications between the two halves, and between threads: eventfds.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// An eventfd of ours or the other side's. Made non-blocking: a counter that the other side filled
 /// up must not hang us, and says what we wanted to say already.
@@ -49,4 +49,13 @@ impl Event {
             unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
         read > 0
     }
+}
+
+/// Wait until one of these can be read, for so long at most (-1: as long as it takes).
+pub fn sleep(fds: &[BorrowedFd<'_>], timeout_ms: i32) {
+    let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut entries: Vec<_> = fds.iter().map(|fd| entry(fd.as_raw_fd())).collect();
+    // SAFETY: the entries and the descriptors that they name live during the call. A signal ends it
+    // early, which costs one round.
+    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) };
 }

@@ -6,18 +6,16 @@
 //! compared.
 
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Wait;
+use super::wait::{SPIN, Wait};
 use crate::error::QueueError;
+use crate::event::sleep;
 use crate::memory::{Access, Mapping, Memory, copy_from_shared, fill_shared};
 use crate::queue::DriverQueue;
 use crate::ring::{Piece, Reaped};
 
-/// How long `Wait::Adaptive` looks before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
 /// How long to sleep before the clock is looked at again.
 const NAP_MS: i32 = 20;
 /// How long a device may take for what it holds when the time is over.
@@ -303,22 +301,19 @@ impl Load {
     }
 
     fn wait(&self, queue: &mut DriverQueue, since: Instant) {
-        let sleep = match self.shape.wait {
+        let is_over = match self.shape.wait {
             Wait::Poll => false,
             Wait::Adaptive => since.elapsed() > SPIN,
             Wait::Event => true,
         };
-        if !sleep {
+        if !is_over {
             return std::hint::spin_loop();
         }
         queue.drain_call();
         if !queue.enable_calls()
             && let Some(call) = queue.call_event()
         {
-            let fd = call.fd().as_raw_fd();
-            let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one entry, alive during the call.
-            unsafe { libc::poll(&mut entry, 1, NAP_MS) };
+            sleep(&[call.fd()], NAP_MS);
         }
         queue.disable_calls();
     }

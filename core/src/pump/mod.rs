@@ -8,8 +8,10 @@ pub mod net;
 mod pace;
 pub mod poller;
 pub mod shared;
+mod wait;
 pub mod worker;
 
 pub use poller::Poller;
 pub use shared::{Knock, SharedQueue, Visit};
-pub use worker::{Path, Wait, Wants, Worker};
+pub use wait::Wait;
+pub use worker::{Path, Wants, Worker};

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use super::worker::{PATIENCE, sleep};
-use crate::event::Event;
+use super::wait::PATIENCE;
+use crate::event::{Event, sleep};
 
 /// What came of a member's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,34 +1,20 @@
 //! The thread of one queue: rounds of work, and waiting in between.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::SharedQueue;
 use super::poller::{Member, Poller, Turn};
+use super::wait::{PATIENCE, SPIN, Wait};
 use crate::error::QueueError;
-use crate::event::Event;
+use crate::event::{Event, sleep};
 use crate::queue::DeviceQueue;
 use crate::ring::Position;
 
-/// How a path waits when it finds nothing to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Look again at once, and never ask for notifications.
-    Poll,
-    /// Look again for a while, then sleep until notified.
-    Adaptive,
-    /// Sleep until notified.
-    Event,
-}
-
-/// How long `Wait::Adaptive` looks before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
-/// How long `Wait::Poll` looks before it lets others on its processor go first.
-pub(super) const PATIENCE: Duration = Duration::from_micros(10);
 /// How long to sleep where the driver promised no notification.
 const NAP_MS: i32 = 1;
 
@@ -277,14 +263,6 @@ impl<P: Path> Drop for Seat<P> {
 fn is_only_woken(path: &impl Path) -> bool {
     let wants = path.wants();
     !wants.buffers && (!wants.source || path.source().is_none())
-}
-
-pub(super) fn sleep(fds: &[BorrowedFd<'_>], timeout_ms: i32) {
-    let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut entries: Vec<_> = fds.iter().map(|fd| entry(fd.as_raw_fd())).collect();
-    // SAFETY: the entries and the descriptors that they name live during the call. A signal
-    // ends it early, which costs one round.
-    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) };
 }
 
 struct Run<'a, P: Path> {

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::QueueError;
+use crate::event::{Event, sleep};
 use crate::memory::MAX_REGIONS;
 use crate::ring::{QUEUE_SIZE_MAX, feature};
 use device::DeviceEnd;
@@ -324,13 +325,8 @@ fn stopping<T>(stop: &AtomicBool, work: impl FnOnce() -> T) -> T {
 }
 
 /// Wait until one of the events was signalled, for [`NAP_MS`] at most.
-fn nap<'a>(events: impl Iterator<Item = &'a crate::event::Event>) {
-    use std::os::fd::AsRawFd;
-    let mut entries: Vec<_> = events
-        .map(|event| libc::pollfd { fd: event.fd().as_raw_fd(), events: libc::POLLIN, revents: 0 })
-        .collect();
-    // SAFETY: the entries and what they name live during the call.
-    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, NAP_MS) };
+fn nap<'a>(events: impl Iterator<Item = &'a Event>) {
+    sleep(&events.map(Event::fd).collect::<Vec<_>>(), NAP_MS);
 }
 
 /// Where copies go: room for the payloads of one burst.
