@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from virtq.check.case import Hung, NotObservable, case, expect
 from virtq.check.context import Context, Live
+from virtq.check.session import Job
 from virtq.features import F
 from virtq.model.notify import DESC, DISABLE, ENABLE, PackedEvent
 
@@ -27,6 +28,17 @@ def _come_to_rest(live: Live) -> None:
     live.ring.serve(*live.jobs(2))
     for _ in live.session.moment():
         pass
+
+
+def _must_notify(live: Live, *jobs: Job) -> None:
+    """Make these available, and wait for a notification of their use; one from before does not
+    count."""
+    live.ring.calls()
+    for job in jobs:
+        live.ring.add(job)
+    live.ring.kick()
+    live.ring.wait_call()
+    live.ring.wait(len(jobs))
 
 
 def _wait_for_use_and_call(live: Live) -> None:
@@ -76,11 +88,7 @@ def used_event_without_event_idx(ctx: Context) -> None:
     live.ring.split_ring.avail_flags = 0
     for seed in range(4):
         live.ring.split_ring.used_event = (seed + 1000) & 0xFFFF
-        live.ring.calls()
-        live.ring.add(live.work.job(seed))
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(1)
+        _must_notify(live, live.work.job(seed))
 
 
 @case("split.usednotify.dev.event-hit", "resv.event-idx.meaning", packed=False, needs=F.EVENT_IDX)
@@ -89,11 +97,7 @@ def the_event_index_is_hit(ctx: Context) -> None:
     live = ctx.live(add=F.EVENT_IDX)
     for seed in range(16):
         live.ring.split_ring.used_event = seed
-        live.ring.calls()
-        live.ring.add(live.work.job(seed))
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(1)
+        _must_notify(live, live.work.job(seed))
 
 
 @case("split.usednotify.dev.event-miss", packed=False, needs=F.EVENT_IDX)
@@ -114,11 +118,7 @@ def flags_with_event_idx(ctx: Context) -> None:
     live.ring.split_ring.avail_flags = 1
     for seed in range(8):
         live.ring.split_ring.used_event = seed
-        live.ring.calls()
-        live.ring.add(live.work.job(seed))
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(1)
+        _must_notify(live, live.work.job(seed))
 
 
 @case("split.usednotify.dev.event-hit", packed=False, needs=F.EVENT_IDX)
@@ -127,12 +127,7 @@ def an_event_index_within_a_batch(ctx: Context) -> None:
     live = ctx.live(add=F.EVENT_IDX)
     for first in range(0, 64, 8):
         live.ring.split_ring.used_event = first + first // 8
-        live.ring.calls()
-        for job in live.jobs(8, first):
-            live.ring.add(job)
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(8)
+        _must_notify(live, *live.jobs(8, first))
 
 
 @case("packed.event.flags-enable", packed=True)
@@ -141,11 +136,7 @@ def event_flags_enable(ctx: Context) -> None:
     live = ctx.live()
     live.ring.packed_ring.driver_event = PackedEvent(0, 0, ENABLE)
     for seed in range(8):
-        live.ring.calls()
-        live.ring.add(live.work.job(seed))
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(1)
+        _must_notify(live, live.work.job(seed))
 
 
 @case("packed.event.flags-disable", packed=True)
@@ -172,11 +163,7 @@ def a_descriptor_event_is_hit(ctx: Context) -> None:
     for seed in range(24):
         at = live.ring.half.position
         live.ring.packed_ring.driver_event = PackedEvent(at.used, at.used_wrap, DESC)
-        live.ring.calls()
-        live.ring.add(live.work.job(seed))
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(1)
+        _must_notify(live, live.work.job(seed))
 
 
 @case("packed.event.desc-offset", "packed.event.desc-wrap", packed=True, needs=F.EVENT_IDX)
@@ -204,9 +191,4 @@ def a_descriptor_event_within_a_batch(ctx: Context) -> None:
         if offset >= live.ring.size:
             raise NotObservable("the queue is too short")
         live.ring.packed_ring.driver_event = PackedEvent(offset, at.used_wrap, DESC)
-        live.ring.calls()
-        for job in live.jobs(6, first):
-            live.ring.add(job)
-        live.ring.kick()
-        live.ring.wait_call()
-        live.ring.wait(6)
+        _must_notify(live, *live.jobs(6, first))
