@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from virtq.check.case import Result, Verdict
 from virtq.check.cases import all_cases
@@ -21,7 +22,7 @@ RING = {
 }
 
 
-def ended(kind: RingKind, verdict: Verdict, **how: object) -> Result:
+def ended(kind: RingKind, verdict: Verdict, **how: Any) -> Result:
     return replace(Result(CASE, kind, verdict, 0.1), **how)
 
 
