@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from virtq.check.case import Verdict
 from virtq.check.cases import all_cases
@@ -13,7 +14,7 @@ from virtq.features import RingKind
 
 CASE = all_cases()["in_order.one_by_one"]
 SLOT = {"slot": 0, "avail": 0, "used": [0, 0], "addr": 0, "len": 0}
-RING = {
+RING: dict[str, Any] = {
     "layout": "split",
     "size": 8,
     "available": {"flags": 0, "idx": 2},
@@ -22,7 +23,7 @@ RING = {
 }
 
 
-def ended(kind: RingKind, verdict: Verdict, **how: object) -> Result:
+def ended(kind: RingKind, verdict: Verdict, **how: Any) -> Result:
     return replace(Result(CASE, kind, verdict, 0.1), **how)
 
 
