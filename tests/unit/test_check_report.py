@@ -13,7 +13,7 @@ from virtq.features import RingKind
 
 CASE = all_cases()["in_order.one_by_one"]
 SLOT = {"slot": 0, "avail": 0, "used": [0, 0], "addr": 0, "len": 0}
-RING = {
+RING: dict[str, Any] = {
     "layout": "split",
     "size": 8,
     "available": {"flags": 0, "idx": 2},
