@@ -101,7 +101,10 @@ def test_a_window_counts_what_was_done(kind: Kind, shape: Shape) -> None:
     with served(kind, shape) as one:
         pid = process(one).pid
         for _ in range(2):
-            window = one.window(0.05)
+            length_s = 0.05
+            # On a busy machine not one request of those that are looked at may fall into it.
+            while not (window := one.window(length_s)).counts["verified"] and length_s < 5:
+                length_s *= 2
             assert window.work > 0
             assert window.counts["verified"] > 0
             assert 0 < window.counts["p50_ns"] <= window.counts["p999_ns"]

@@ -13,6 +13,7 @@ from typing import Any
 from virtq._core import Memory
 from virtq.check.driver.record import KEPT_ENTRIES, TABLE_ENTRIES, Chain, Queue, Slot
 from virtq.check.picture import packed_slots
+from virtq.check.waiting import MOMENT_S, turns
 from virtq.model.memory import DESCRIPTOR_BYTES, WRITE, Position, Taken, load, store
 from virtq.model.packed import Descriptor, PackedDevice, PackedRing, is_available
 
@@ -133,12 +134,15 @@ class PackedHalf(PackedDevice):
 
     def audit(self) -> None:
         """Note a descriptor that was written where the next one is due, but not made available
-        there."""
+        there. One that is being written becomes available in a moment. Where nothing was ever
+        available only the flags count: what else is in a new ring is a case by itself."""
         at = self.next_avail
-        raw = self.ring.desc(at.slot)
-        before = self._left.get(at.slot, Descriptor(0, 0, 0, 0))
-        if raw == before or is_available(raw, at) or self._seen.broken:
-            return
+        before = self._left.get(at.slot)
+        for _ in turns(MOMENT_S):
+            raw = self.ring.desc(at.slot)
+            same = raw == before if before else raw.flags == 0
+            if same or is_available(raw, at) or self._seen.broken:
+                return
         other = at._replace(wrap=at.wrap ^ 1)
         about = "wrap" if is_available(raw, other) else "encoding"
         self._seen.fault(about, f"slot {at.slot} holds {raw}, with a wrap counter of {at.wrap}")
