@@ -187,6 +187,7 @@ INTERRUPTED = """
 import json, os, signal, socket, threading
 from virtq.transports.qtest.monitor import Monitor
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored from the start
 ours, theirs = socket.socketpair()
 
 def greet_and_interrupt():
