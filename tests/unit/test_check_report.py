@@ -14,6 +14,7 @@ from virtq.features import RingKind
 CASE = all_cases()["in_order.one_by_one"]
 SLOT = {"slot": 0, "avail": 0, "used": [0, 0], "addr": 0, "len": 0}
 RING: dict[str, Any] = {
+    "queue": 0,
     "layout": "split",
     "size": 8,
     "available": {"flags": 0, "idx": 2},
@@ -56,6 +57,7 @@ def test_what_the_page_tells() -> None:
 
 def test_a_ring_is_drawn_without_its_zeroes() -> None:
     page = as_html("x", RESULTS)
+    assert "queue 0 as it stood" in page
     drawn = page.partition('<div class="ring">')[2].partition("</details>")[0]
     assert "flags 0, idx 2" in drawn
     assert "0x1000" in drawn

@@ -184,7 +184,8 @@ def _run_one(
             case.run(context)
         except (Broken, Hung):
             # Drawn while the session is open: its memory goes with it.
-            rings = [ring.picture() for ring in context.last.rings.values()] if context.last else []
+            live = context.last.rings if context.last else {}
+            rings = [{"queue": index, **ring.picture()} for index, ring in live.items()]
             raise
     except Broken as broken:
         verdict, fields = Verdict.FAIL, {"expected": broken.expected, "came": broken.came}
