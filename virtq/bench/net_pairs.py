@@ -256,18 +256,18 @@ class _Pair:
         return _Forwarding(testpmd, self.traffic, is_driver=is_driver, looks=looks)
 
 
-class OursOnOurs(_Pair):
-    """Our driver on our device."""
+class _OnOurs(_Pair):
+    """A driver on our device, which rests between windows."""
 
-    def _make(self) -> None:
-        self._device = self._serve()
-        self._driver = self._load()
-        self._device.run(False)
+    _device: _Served
+
+    def _drive(self, seconds: float) -> Window:
+        raise NotImplementedError
 
     def window(self, seconds: float) -> Window:
         self._device.run(True)
         try:
-            window = self._driver.window(seconds)
+            window = self._drive(seconds)
         finally:
             self._device.run(False)
         self._device.check()
@@ -278,7 +278,19 @@ class OursOnOurs(_Pair):
         super().close()
 
 
-class DpdkOnOurs(_Pair):
+class OursOnOurs(_OnOurs):
+    """Our driver on our device."""
+
+    def _make(self) -> None:
+        self._device = self._serve()
+        self._driver = self._load()
+        self._device.run(False)
+
+    def _drive(self, seconds: float) -> Window:
+        return self._driver.window(seconds)
+
+
+class DpdkOnOurs(_OnOurs):
     """DPDK's driver on our device."""
 
     def _make(self) -> None:
@@ -287,20 +299,11 @@ class DpdkOnOurs(_Pair):
         self._driver = self._enter(testpmd, is_driver=True)
         self._device.run(False)
 
-    def window(self, seconds: float) -> Window:
-        self._device.run(True)
-        try:
-            self._driver.start()
-            window = self._driver.measure(seconds)
-            self._driver.stop()
-        finally:
-            self._device.run(False)
-        self._device.check()
+    def _drive(self, seconds: float) -> Window:
+        self._driver.start()
+        window = self._driver.measure(seconds)
+        self._driver.stop()
         return window
-
-    def close(self) -> None:
-        self._device.run(True)
-        super().close()
 
 
 class OursOnDpdk(_Pair):
