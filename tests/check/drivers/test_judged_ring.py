@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.check.drivers.reference import Split
 from virtq._core import Memory, Position
 from virtq.check.driver.record import Chain, Record
 from virtq.check.driver.ring import JudgedRing
-from virtq.features import RingKind
+from virtq.features import F, RingKind
+from virtq.model.packed import Descriptor, PackedRing
 
 SIZE = 8
 AREAS = (0x0000, 0x1000, 0x2000)
@@ -53,3 +56,22 @@ def test_an_index_that_grows_during_a_look() -> None:
     assert max(steps) <= SIZE
     assert sum(steps) > 4 * SIZE
     assert not ring.broken
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "faults"),
+    [
+        (Descriptor(0, 0, 3, 0), 0),  # an id that was written ahead
+        (Descriptor(DATA, 16, 3, 0), 0),  # on its way: the flags are written last
+        (Descriptor(DATA, 16, 3, 1 << 15), 1),  # made available in the wrong lap
+        (Descriptor(DATA, 16, 3, 1 << 7 | 1 << 15), 1),  # made available in no lap
+    ],
+)
+def test_only_flags_make_a_new_descriptor_available(descriptor: Descriptor, faults: int) -> None:
+    memory = Memory.allocate(1 << 16)
+    record = Record(RingKind.PACKED, F.RING_PACKED)
+    start = Position(0, 1, 0, 1, 0)
+    ring = JudgedRing(record, memory, F.RING_PACKED, 0, SIZE, AREAS, start, nothing)
+    PackedRing(memory, SIZE, *AREAS).set_desc(0, descriptor)
+    ring.audit()
+    assert len(ring.seen.faults) == faults
