@@ -114,15 +114,15 @@ def vhost_port_on_a_wire(folder: Path) -> Iterator[list[str]]:
         yield [*words, "--only", "net_*", "--port", f"packet:{here}"]
 
 
-def _testpmd(folder: Path, devices: str, mode: str) -> str:
-    """In memory of the usual kind: a vhost port shares none of its own. Its input, which it ends
-    with, is the judge's, and no shell stands between: how it ends is seen at once. Its threads may
-    go to any processor: on one that is busy they would not run for seconds, and be taken for
-    hung."""
+def _testpmd(folder: Path, devices: str, mode: str, memory: str = "--no-huge --no-shconf") -> str:
+    """In memory of the usual kind, unless told otherwise: a vhost port shares none of its own. Its
+    input, which it ends with, is the judge's, and no shell stands between: how it ends is seen at
+    once. Its threads may go to any processor: on one that is busy they would not run for seconds,
+    and be taken for hung."""
     last = (os.cpu_count() or 1) - 1
     return (
         f"exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd --lcores '(0,1)@(0-{last})'"
-        f" -m {PACKET_MEMORY_MIB} --no-huge --no-shconf --no-pci --no-telemetry"
+        f" -m {PACKET_MEMORY_MIB} {memory} --no-pci --no-telemetry"
         f" --file-prefix=virtq-judge {devices} --"
         f" --total-num-mbufs=8192 --forward-mode={mode} --auto-start"
     )
@@ -170,15 +170,12 @@ def guest(device: str, folder: Path) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def virtio_user(options: str, folder: Path) -> Iterator[list[str]]:
     """testpmd with a virtio-user port that sends all the time, and takes what comes."""
-    last = (os.cpu_count() or 1) - 1
-    start = (
-        f"exec env RUNTIME_DIRECTORY={folder} dpdk-testpmd"
-        f" --lcores '(0,1)@(0-{last})' -m {PACKET_MEMORY_MIB} --no-pci --no-telemetry --in-memory"
-        " --single-file-segments --file-prefix=virtq-judge --force-max-simd-bitwidth=512"
-        " --vdev net_virtio_user0,path={socket},queues=1,queue_size=256,packed_vq={packed},"
-        f"in_order={{in_order}}{options} --"
-        " --total-num-mbufs=8192 --forward-mode=flowgen --auto-start"
+    port = (
+        "--vdev net_virtio_user0,path={socket},queues=1,queue_size=256,packed_vq={packed},"
+        f"in_order={{in_order}}{options}"
     )
+    memory = "--in-memory --single-file-segments --force-max-simd-bitwidth=512"
+    start = _testpmd(folder, port, "flowgen", memory)
     with reserve(PACKET_MEMORY_MIB):
         yield ["--driver", f"vhost-user:{folder / 'd.sock'}", "--type", "net", "--start", start]
 
