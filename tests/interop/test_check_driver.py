@@ -75,7 +75,7 @@ def test_what_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert {r["ruleId"] for r in sarif["runs"][0]["results"]} == set(found)
     page = files["report"].read_text()
     assert "this driver" in page
-    assert "the ring as it stood: split" in page
+    assert "queue 0 as it stood: split" in page
 
 
 def test_a_driver_that_comes_by_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
