@@ -24,13 +24,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import virtq._core
-from virtq.bench.best import best_in_order
 from virtq.bench.case import BenchError
 from virtq.bench.comparison import Comparison
 from virtq.bench.report import save
@@ -53,15 +52,26 @@ class Bench:
 
     words: tuple[str, ...]
     case_s: float
-    conclude: Callable[[Sequence[Comparison]], Sequence[Comparison]] = lambda comparisons: ()
-    """What the comparisons of all pieces say together."""
+    whole_pieces: str = ""
+    """Cases with this in their title have so many contenders that each is a piece by itself."""
+
+    def pieces(self, titles: Sequence[str]) -> Iterator[tuple[list[str], float]]:
+        """What is measured together, and how long that may take in seconds."""
+        alone = [title for title in titles if self.whole_pieces and self.whole_pieces in title]
+        short = [title for title in titles if title not in alone]
+        most = max(int(PIECE_S / self.case_s), 1)
+        for at in range(0, len(short), most):
+            piece = short[at : at + most]
+            yield piece, len(piece) * self.case_s
+        for title in alone:
+            yield [title], PIECE_S
 
 
 # Where both ends are threads of one process, whatever else wants a processor for a moment may leave
 # them on one for a while.
 BENCHES = {
     "rings": Bench(("--pin", "0,1"), 10),
-    "net": Bench(("--against", "dpdk"), 25, best_in_order),
+    "net": Bench(("--against", "dpdk"), 25, "best in order"),
     "blk": Bench(("--against", "qemu-storage-daemon"), 12.5),
     "python": Bench((), 10),
     "scale": Bench(("--pin", "0,1"), 10),
@@ -88,10 +98,9 @@ def measure(name: str, through: Sequence[str]) -> None:
     """Run one bench piece by piece, and keep the whole."""
     bench = BENCHES[name]
     titles = run([name, *bench.words, "--list"]).splitlines()
-    most = max(int(PIECE_S / bench.case_s), 1)
-    pieces = [titles[at : at + most] for at in range(0, len(titles), most)]
+    pieces = list(bench.pieces(titles))
     results = []
-    for number, piece in enumerate(pieces):
+    for number, (piece, limit_s) in enumerate(pieces):
         path = PIECES / f"{name}-{number:02}.json"
         result = kept(path, piece)
         for _ in range(ATTEMPTS):
@@ -99,7 +108,7 @@ def measure(name: str, through: Sequence[str]) -> None:
                 break
             begun = time.monotonic()
             only = [word for title in piece for word in ("--only", title)]
-            limit = f"{len(piece) * bench.case_s:g}"
+            limit = f"{limit_s:g}"
             path.write_text(run([name, *bench.words, *only, "--seconds", limit, "--json"], through))
             result = kept(path, piece)
             took = f"{time.monotonic() - begun:.0f} s"
@@ -108,14 +117,11 @@ def measure(name: str, through: Sequence[str]) -> None:
             sys.exit(f"{path} does not hold what was asked for: {', '.join(piece)}")
         results.append(result)
     notes = dict.fromkeys(note for result in results for note in result.notes)
-    measured = [one for result in results for one in result.comparisons]
-    # What a piece concludes from its own cases is left out: the whole knows better.
-    comparisons = [one for one in measured if one.title in titles]
     whole = replace(
         results[0],
         command=shlex.join(["virtq", "bench", name, *bench.words]),
         seconds=sum(result.seconds for result in results),
-        comparisons=(*comparisons, *bench.conclude(comparisons)),
+        comparisons=tuple(one for result in results for one in result.comparisons),
         notes=(*notes, f"measured in {len(pieces)} pieces of less than a minute each"),
     )
     (RESULTS / f"{name}.json").write_text(json.dumps(whole.as_json(), indent=1))
@@ -130,9 +136,7 @@ def kept(path: Path, titles: Sequence[str]) -> Result | None:
         result = Result.from_json(json.loads(path.read_text()))
     except (json.JSONDecodeError, BenchError):
         return None
-    # What a piece concludes is of no use: it has not seen the others.
-    found = tuple(one for one in result.comparisons if one.title in titles)
-    return replace(result, comparisons=found) if len(found) == len(titles) else None
+    return result if [one.title for one in result.comparisons] == list(titles) else None
 
 
 def stored(name: str) -> Result | None:

@@ -83,6 +83,19 @@ class Target:
     "p50_ns". Of that, for each unit, `of` is to need so many times less."""
 
 
+class Rated(Protocol):
+    """A contender after its windows; rates are units a second."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def median(self) -> float: ...
+
+    @property
+    def best(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Case:
     """One comparison: who takes part, and what the units are."""
@@ -94,6 +107,8 @@ class Case:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     """What distinguishes this case from its neighbours, such as {"batch": 32, "chain": 1}."""
     targets: Sequence[Target] = ()
+    aims: Callable[[Sequence[Rated]], Sequence[Target]] = lambda rated: ()
+    """Targets between those that come out first; nobody knows before who that is."""
     floors: Mapping[str, float] = field(default_factory=dict)
     """By contender, how many units a second are hoped for, of the median and the best."""
     ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -188,6 +188,6 @@ def run_case(
             )
             for one in turns.summaries
         ),
-        tuple(case.targets),
+        (*case.targets, *case.aims(turns.summaries)),
         turns.round_trips_s,
     )

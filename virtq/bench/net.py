@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
+from virtq.bench.best import best_case
 from virtq.bench.case import Case, Target
 from virtq.bench.distance import between
 from virtq.bench.net_pairs import (
@@ -86,6 +87,10 @@ def cases(
                 look=between(traffic.pin),
             )
         )
+    if against_dpdk and not quick and LENGTH_LEAST in sizes:
+        least = able(options, LENGTH_LEAST)
+        if any(one.kind.in_order for one in least):
+            made += [best_case(direction, least, pin or (0, 1)) for direction in directions]
     return made
 
 

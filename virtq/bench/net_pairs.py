@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
@@ -365,10 +365,16 @@ PAIRS: Final[dict[str, Callable[[str, Traffic], Contender]]] = {
 
 def contenders(traffic: Traffic, names: Sequence[str]) -> list[Contender]:
     """The pairs of these names, ready. Raises VirtqError or OSError; then none is left."""
+    return make((name, name, traffic) for name in names)
+
+
+def make(wanted: Iterable[tuple[str, str, Traffic]]) -> list[Contender]:
+    """Pairs, each with what it is called here and what goes through it, ready. Raises as
+    `contenders` does."""
     made: list[Contender] = []
     try:
-        for name in names:
-            made.append(PAIRS[name](name, traffic))
+        for pair, name, traffic in wanted:
+            made.append(PAIRS[pair](name, traffic))
     except BaseException:
         for contender in made:
             contender.close()

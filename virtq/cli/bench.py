@@ -184,7 +184,6 @@ def net(
       virtq bench net --against dpdk --quick
       virtq bench net --against dpdk --size 64,1500 --direction send --report net.html
     """
-    from virtq.bench.best import best_in_order
     from virtq.bench.net import OPTION_SETS, cases
 
     with beginning():
@@ -197,7 +196,7 @@ def net(
             pin=terms.pin,
             quick=terms.quick,
         )
-    return measure("net", made, terms, peers=peers, conclude=best_in_order)
+    return measure("net", made, terms, peers=peers)
 
 
 @bench.command(short_help="Block devices: requests, latency, processor time.")

@@ -251,10 +251,8 @@ def measure(
     *,
     notes: Iterable[str] = (),
     peers: Mapping[str, str] | None = None,
-    conclude: Callable[[Sequence[Comparison]], Sequence[Comparison]] = lambda comparisons: (),
 ) -> int:
-    """Carry out the cases of a bench and print what came out, and what `conclude` makes of it;
-    returns the exit code."""
+    """Carry out the cases of a bench and print what came out; returns the exit code."""
     with beginning():
         cases = terms.chosen(cases)
     if terms.lists:
@@ -296,7 +294,6 @@ def measure(
                 failures.append(f"{case.title}: {reason(error)}")
     if not comparisons:
         raise BenchError("; ".join(failures) or "there is nothing to measure")
-    comparisons += conclude(comparisons)
     result = Result(
         name,
         command_line(OUTPUT_OPTIONS),
