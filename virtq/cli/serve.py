@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ from virtq.cli import serve_console, serve_gpio, serve_i2c, serve_input, serve_r
 from virtq.cli.capabilities import capabilities_option
 from virtq.cli.failures import beginning
 from virtq.cli.options import SIZE
-from virtq.cli.output import size_text
+from virtq.cli.output import say, size_text
 from virtq.cli.own import own_device
 from virtq.cli.serving import Endpoint, Terms, serve_all, serving_command
 from virtq.uri import parse_number, parse_size
@@ -151,12 +152,17 @@ def blk(
 def _open_disk(image: str, *, read_only: bool, direct: bool) -> Disk:
     from virtq.devices.disk import Disk
 
-    kind, colon, size = image.partition(":")
-    if colon and kind == "memory":
-        return Disk.memory(parse_size(size))
-    if colon and kind == "null":
-        return Disk.null(parse_size(size))
-    return Disk.file(image, read_only=read_only, direct=direct)
+    kind, colon, asked = image.partition(":")
+    if colon and kind in ("memory", "null"):
+        size = parse_size(asked)
+        disk = Disk.memory(size) if kind == "memory" else Disk.null(size)
+    else:
+        disk = Disk.file(image, read_only=read_only, direct=direct)
+        size = os.path.getsize(image)
+    # Of a device file that is 0.
+    if size > disk.size:
+        say(f"virtq: {image}: {size} bytes are no whole sectors: {disk.size} of them are served")
+    return disk
 
 
 # Network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,23 @@ def test_errors_are_one_line(
     assert err.startswith("virtq")
     assert text in err
     assert err.count("\n") == 1
+
+
+def test_bytes_that_are_no_whole_sector_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image = tmp_path / "odd.img"
+    image.write_bytes(bytes(700))
+    for disk, remark in (
+        (str(image), f"virtq: {image}: 700 bytes are no whole sectors: 512 of them are served\n"),
+        (
+            "null:1025",
+            "virtq: null:1025: 1025 bytes are no whole sectors: 1024 of them are served\n",
+        ),
+        ("memory:1K", ""),
+    ):
+        assert run(["serve", "blk", disk, "--socket-path", "/no/x"]) == 2
+        assert capsys.readouterr().err.startswith(f"{remark}virtq: /no/x: cannot listen")
 
 
 def test_an_unexpected_error_is_one_line_too(
