@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 
 
@@ -41,14 +42,17 @@ class Stream:
         with self._changed:
             return bytes(self._bytes[start:end])
 
-    def find(self, wanted: bytes, start: int, timeout_s: float) -> int | None:
-        """Awaits `wanted` at or behind `start`: the offset behind it, None if it did not come."""
+    def find(
+        self, wanted: bytes | re.Pattern[bytes], start: int, timeout_s: float
+    ) -> tuple[int, int] | None:
+        """Awaits `wanted` at or behind `start`: where it begins and ends; None if it never came."""
+        pattern = re.compile(re.escape(wanted)) if isinstance(wanted, bytes) else wanted
         with self._changed:
             self._changed.wait_for(
-                lambda: self._bytes.find(wanted, start) >= 0 or self._ended, max(timeout_s, 0.0)
+                lambda: pattern.search(self._bytes, start) or self._ended, max(timeout_s, 0.0)
             )
-            at = self._bytes.find(wanted, start)
-        return None if at < 0 else at + len(wanted)
+            found = pattern.search(self._bytes, start)
+            return found and found.span()
 
     def join(self) -> None:
         """Awaits the end, which comes when the process has ended, and closes the descriptor."""

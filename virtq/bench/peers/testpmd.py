@@ -31,7 +31,10 @@ ForwardMode = Literal[
 ]
 
 PROGRAM: Final = "dpdk-testpmd"
-_PROMPT: Final = b"testpmd> "
+# The prompt is written byte by byte, and an event, which another thread tells, may come in between:
+# first the end of whatever line there is, then a line of its own.
+_EVENTS: Final = rb"(?:\n|Port \d+: [a-z ]+ event\n)*"
+PROMPT: Final = re.compile(_EVENTS.join(re.escape(bytes([byte])) for byte in b"testpmd> "))
 # What the prompt's own line editor ends an echoed line with; printed lines end in \n alone.
 _ECHO_END: Final = b"\r\n"
 _REFUSALS: Final = (
@@ -206,7 +209,7 @@ class Testpmd:
 
     def wait_ready(self) -> None:
         """Awaits the first prompt."""
-        self._find(_PROMPT, 0, "start", START_TIMEOUT_S)
+        self._find(PROMPT, 0, "start", START_TIMEOUT_S)
         self._is_ready = True
 
     def command(self, text: str, timeout_s: float = 10.0) -> str:
@@ -216,9 +219,9 @@ class Testpmd:
             os.write(self._terminal, text.encode() + b"\n")
         except OSError as error:
             raise self._failure(f"cannot take the command {text!r}") from error
-        echoed = self._find(_ECHO_END, start, text, timeout_s)
-        end = self._find(_PROMPT, echoed, text, timeout_s)
-        answer = self._prompt.slice(echoed, end - len(_PROMPT)).decode(errors="replace")
+        _, echoed = self._find(_ECHO_END, start, text, timeout_s)
+        end, _ = self._find(PROMPT, echoed, text, timeout_s)
+        answer = self._prompt.slice(echoed, end).decode(errors="replace")
         if any(refusal in answer for refusal in _REFUSALS):
             raise self._failure(f"refused {text!r}: {answer.strip()}")
         return answer
@@ -365,8 +368,10 @@ class Testpmd:
         self.process.stop()
         self._terminal = -1
 
-    def _find(self, wanted: bytes, start: int, doing: str, timeout_s: float) -> int:
-        """The offset behind the first `wanted` from `start` on, awaited."""
+    def _find(
+        self, wanted: bytes | re.Pattern[bytes], start: int, doing: str, timeout_s: float
+    ) -> tuple[int, int]:
+        """Where the first `wanted` from `start` on begins and ends, awaited."""
         found = self._prompt.find(wanted, start, timeout_s)
         if found is None:
             what = f"did not do in {timeout_s} s"
