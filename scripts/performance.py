@@ -52,12 +52,12 @@ class Bench:
 
     words: tuple[str, ...]
     case_s: float
-    whole_pieces: str = ""
+    crowded: str = ""
     """Cases with this in their title have so many contenders that each is a piece by itself."""
 
     def pieces(self, titles: Sequence[str]) -> Iterator[tuple[list[str], float]]:
         """What is measured together, and how long that may take in seconds."""
-        alone = [title for title in titles if self.whole_pieces and self.whole_pieces in title]
+        alone = [title for title in titles if self.crowded and self.crowded in title]
         short = [title for title in titles if title not in alone]
         most = max(int(PIECE_S / self.case_s), 1)
         for at in range(0, len(short), most):

@@ -60,6 +60,9 @@ def test_net_cases_say_what_they_compare() -> None:
         assert {target.to for target in case.targets} == rivals
     alone = net.cases(against_dpdk=False)
     assert all(not case.targets for case in alone)
+    for none in (alone, net.cases(quick=True), net.cases(lengths=(1500,))):
+        assert none
+        assert all(case.parameters["ring"] != "best in order" for case in none)
     sizes = [(case.parameters["bytes"], case.parameters["ring"]) for case in net.cases()]
     rings = {one.title for one in net.OPTION_SETS} | {"best in order"}
     assert {ring for size, ring in sizes if size == 64} == rings

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from virtq.bench.case import BenchError, Case, Contender, Target, Window
+from virtq.bench.case import BenchError, Case, Contender, Rated, Target, Window
 from virtq.bench.comparison import Comparison, Summary
 from virtq.bench.distance import between, levels, same
 from virtq.bench.machine import describe
@@ -225,6 +225,25 @@ def test_ratios_and_targets() -> None:
     assert (to_base.met, to_other.met) == (True, False)
     assert [one.met for one in made.contenders] == [True, False, None]
     assert made.errors == {"bad": "bad is gone"}
+
+
+def test_targets_may_be_of_whoever_comes_out_first() -> None:
+    def aims(rated: Sequence[Rated]) -> list[Target]:
+        slow, fast = sorted(rated, key=lambda one: one.median)
+        return [Target(fast.name, slow.name, 3.0)]
+
+    case = Case(
+        "a title",
+        lambda: [Fake("one", (100.0,)), Fake("other", (400.0,))],
+        targets=[Target("one", "other", 1.0)],
+        aims=aims,
+    )
+    made = run_case(case, pairs=2, window_s=0.1, warm_up=0)
+    assert made.targets == (Target("one", "other", 1.0), Target("other", "one", 3.0))
+    assert {(one.of, one.to): one.met for one in made.ratios} == {
+        ("one", "other"): False,
+        ("other", "one"): True,
+    }
 
 
 def test_contenders_are_let_go_whatever_happens() -> None:

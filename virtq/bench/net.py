@@ -61,8 +61,9 @@ def cases(
     quick: bool = False,
 ) -> list[Case]:
     """What `virtq bench net` compares. Without `lengths` that is every option set with frames of 64
-    bytes, and `LARGE_FRAMES` of those kinds. Raises BenchError for a size that cannot be, or with
-    DPDK if it is not there."""
+    bytes, and `LARGE_FRAMES` of those kinds; beside DPDK, frames of 64 bytes once more with all
+    option sets in turn (`best_case`). Raises BenchError for a size that cannot be, or with DPDK if
+    it is not there."""
     kinds = {one.kind for one in options}
     if quick:
         options, directions = _quickly(options), directions[:2]
@@ -72,9 +73,10 @@ def cases(
     wanted = [(one, length) for length in sizes for one in able(options, length)]
     if not lengths and not quick:
         wanted += [large for large in LARGE_FRAMES if large[0].kind in kinds]
+    pin = pin or (0, 1)
     made = []
     for (one, length), direction in itertools.product(wanted, directions):
-        traffic = Traffic(one, direction, length, pin or (0, 1))
+        traffic = Traffic(one, direction, length, pin)
         names = _names(traffic) if against_dpdk else [OURS]
         made.append(
             Case(
@@ -87,10 +89,9 @@ def cases(
                 look=between(traffic.pin),
             )
         )
-    if against_dpdk and not quick and LENGTH_LEAST in sizes:
-        least = able(options, LENGTH_LEAST)
-        if any(one.kind.in_order for one in least):
-            made += [best_case(direction, least, pin or (0, 1)) for direction in directions]
+    is_best_asked_for = against_dpdk and not quick and LENGTH_LEAST in sizes
+    if is_best_asked_for and any(kind.in_order for kind in kinds):
+        made += [best_case(direction, options, pin) for direction in directions]
     return made
 
 
