@@ -16,8 +16,9 @@ import pytest
 
 from tests.unit.vhost_user.support import Served, eventually, no_leaks
 from virtq import Driver, F, connect
+from virtq._core import Position
 from virtq.devices import vsock_host
-from virtq.devices.vsock import BACKLOG_MAX, VsockDevice
+from virtq.devices.vsock import BACKLOG_MAX, FIRST_HOST_PORT, VsockDevice
 from virtq.drivers.vsock import VsockDriver
 from virtq.errors import PeerGone, RingFault, VirtqError
 from virtq.features import RingKind
@@ -522,6 +523,29 @@ def test_a_reset_closes_everything(guest: VsockDriver, device: VsockDevice, host
     with guest.connect((2, 1)) as again:
         again.sendall(b"alive")
         assert host.accept(listener).recv(5) == b"alive"
+
+
+def test_a_reset_meets_a_wait_for_buffers_that_has_not_begun(
+    guest: VsockDriver, device: VsockDevice, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is cancelled before its first step never gets to say that it is over."""
+    stop_queue = device.stop_queue
+
+    def stop(index: int) -> Position:
+        position = stop_queue(index)
+        if index == RECEIVE:
+            device.mux.connect(FIRST_HOST_PORT, (CID, 5), SocketType.STREAM)
+            device._send()
+            assert device._waiting is not None
+        return position
+
+    monkeypatch.setattr(device, "stop_queue", stop)
+    guest.reset()
+    monkeypatch.undo()
+    listener = host.listen(1)
+    with guest.connect((2, 1)) as again:
+        host.accept(listener).sendall(b"new")
+        assert again.recv(3) == b"new"
 
 
 def test_closing_the_driver_sends_what_waits(device: VsockDevice, host: Host) -> None:

@@ -140,6 +140,7 @@ class VsockDevice(Device):
     def was_reset(self) -> None:
         self._listener.stop()
         self._announce_reset = False
+        self._waiting = None  # cancelled, perhaps before it could say so
         self.mux.reset()
         for held in self._held:
             held.cancel()
