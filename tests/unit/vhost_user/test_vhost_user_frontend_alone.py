@@ -24,7 +24,16 @@ from virtq.transports.vhost_user.messages import (
 )
 from virtq.transports.vhost_user.negotiation import Negotiation
 from virtq.transports.vhost_user.protocol import Outgoing, Request, Responder
-from virtq.transports.vhost_user.wire import REPLY, U64, Config, VringState, pack_message
+from virtq.transports.vhost_user.wire import (
+    IOTLB,
+    REPLY,
+    U64,
+    Config,
+    Iotlb,
+    IotlbType,
+    VringState,
+    pack_message,
+)
 
 # ---------------------------------------------------------------- against others
 
@@ -331,6 +340,39 @@ def test_iotlb_messages_that_say_nothing(other: Other, kind: int) -> None:
     body = bytes(24) + bytes([1, kind]) + bytes(6)
     answer = ACK if kind == 4 else NACK
     assert other.ask(1, body) == pack_message(1, REPLY, answer)
+
+
+def test_a_miss_that_crosses_a_reset_is_refused_and_no_error(
+    other: Other, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reset forgets ACCESS_PLATFORM; what the back-end asked before that is answered with no."""
+    body = Iotlb(other.front.memory.regions[0][0], 16, 0, 1, IotlbType.MISS)
+    assert other.ask(1, IOTLB.encode(body)) == pack_message(1, REPLY, NACK)
+    assert not caplog.records
+    other.front.check()
+
+
+def test_an_answer_on_its_way_when_the_channel_is_closed_is_no_warning(
+    other: Other, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached = threading.Event()
+
+    def changed() -> None:
+        reached.set()
+        # `close` shuts the channel down under it, so that what it answers cannot be sent.
+        channel_is_down.wait(5.0)
+
+    channel_is_down = threading.Event()
+    other.front.on_config_change(changed)
+    assert other.other is not None
+    other.other.sendall(pack_message(2, 8, b""))
+    assert reached.wait(5.0)
+    closing = threading.Thread(target=other.front.close)
+    closing.start()
+    assert other.other.recv(1) == b""
+    channel_is_down.set()
+    closing.join()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("code", [0, 11, 2**31])

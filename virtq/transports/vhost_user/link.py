@@ -96,17 +96,21 @@ class Link:
         raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
 
     def translate(self, memory: Memory, question: Iotlb) -> bool:
-        """Tell the back-end what it did not find; False if there is nothing to tell."""
-        for region in memory.regions:
-            if region.guest_addr <= question.iova < region.guest_addr + region.size:
-                answer = Iotlb(
-                    region.guest_addr,
-                    region.size,
-                    region.user_addr,
-                    IOTLB_READ | IOTLB_WRITE,
-                    IotlbType.UPDATE,
-                )
-                return self.exchange.transact(Front.IOTLB_MSG, answer, ack=True) is not None
+        """Tell the back-end what it did not find; False if there is nothing to tell: an address
+        outside of `memory`, or features (a reset forgets them) without ACCESS_PLATFORM."""
+        with self.exchange.lock:
+            if not (self.negotiation.features or 0) & F.ACCESS_PLATFORM:
+                return False
+            for region in memory.regions:
+                if region.guest_addr <= question.iova < region.guest_addr + region.size:
+                    answer = Iotlb(
+                        region.guest_addr,
+                        region.size,
+                        region.user_addr,
+                        IOTLB_READ | IOTLB_WRITE,
+                        IotlbType.UPDATE,
+                    )
+                    return self.exchange.transact(Front.IOTLB_MSG, answer, ack=True) is not None
         return False
 
     def close(self) -> None:

@@ -48,6 +48,9 @@ class OtherChannel:
             while self._receive():
                 while (event := self._responder.next_request()) is not None:
                     self._sock.sendall(self._answer(event).data)
+        except ConnectionError as gone:
+            # One of the two ends was closed while an answer was on its way, which harms nobody.
+            log.info("%s: the back-end's channel is closed: %s", self._name, str(gone))
         except (TransportError, OSError) as error:
             log.warning("%s: the back-end's channel is closed: %s", self._name, str(error))
         finally:
