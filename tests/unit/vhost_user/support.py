@@ -258,9 +258,13 @@ def no_leaks() -> Iterator[None]:
     """Whatever is opened inside is closed inside."""
     before = open_fds()
     yield
-    if open_fds() > before:
-        gc.collect()  # an error that was raised and kept holds on to what it passed
-    assert eventually(lambda: open_fds() <= before), f"{open_fds() - before} descriptors leaked"
+
+    def are_closed() -> bool:
+        if open_fds() > before:
+            gc.collect()  # an error that was raised and kept holds on to what it passed
+        return open_fds() <= before
+
+    assert eventually(are_closed), f"{open_fds() - before} descriptors leaked"
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
