@@ -43,14 +43,16 @@ class Mortal(virtq.Device):
         return request.write(os.urandom(request.writable))
 """
 """An entropy device that dies at its 20th request, once."""
+FINDING_48 = "in_order.event_index_within_a_batch"
 QUICK = ("features", "in_order", "packed", "notifications")
 
 
 def verdicts(
-    capsys: pytest.CaptureFixture[str], uri: str, *words: str, code: int
+    capsys: pytest.CaptureFixture[str], uri: str, *words: str, code: int, patience_s: float = 20.0
 ) -> dict[str, set[str]]:
-    """What each case came to, and the exit code as it has to be."""
-    assert run(["check", uri, "--json", *words]) == code
+    """What each case came to, and the exit code as it has to be. Only what hangs takes longer with
+    more patience."""
+    assert run(["check", uri, "--json", "--patience", str(patience_s), *words]) == code
     shown: dict[str, Any] = json.loads(capsys.readouterr().out)
     ours = [result for result in shown["results"] if OUR_FAULT in result["reason"]]
     assert not ours, ours
@@ -135,10 +137,15 @@ def only(*patterns: str) -> list[str]:
 @pytest.mark.parametrize("device", ["net", "serial"])
 @pytest.mark.parametrize("bus", ["pci", "device"])
 def test_qemu_cards_and_consoles(capsys: pytest.CaptureFixture[str], device: str, bus: str) -> None:
-    """docs/findings.md: they complete in order, and what they send has nothing to be written."""
+    """docs/findings.md: they complete in order, and what they send has nothing to be written. That
+    the card hangs now and then with EVENT_IDX is finding 48, and nothing to wait for here."""
     program("qemu")
     uri = f"qtest:virtio-{device}-{bus},packed=on,in_order=on?queue_size=128"
-    found = verdicts(capsys, uri, *only("in_order", "packed.m*", "status"), code=0)
+    cases = [case.name for case in chosen(("in_order", "packed.m*", "status"))]
+    assert FINDING_48 in cases
+    if device == "net":
+        cases.remove(FINDING_48)
+    found = verdicts(capsys, uri, *only(*cases), code=0)
     assert not bad(found)
     assert "pass" in found["in_order.a_full_ring"]
 
@@ -151,7 +158,7 @@ def test_qemu_disk_loses_what_is_complete_in_a_full_ring(
     program("qemu")
     uri = "qtest:virtio-blk-pci,packed=on,in_order=on"
     words = only("in_order.a_full_ring", "in_order.one_by_one", "packed.many_at_once")
-    found = verdicts(capsys, uri, *words, "--patience", "0.3", code=1)
+    found = verdicts(capsys, uri, *words, code=1, patience_s=0.3)
     assert "hung" in found["in_order.a_full_ring"]
     assert found["packed.many_at_once"] == {"pass", "hung"}
     assert found["in_order.one_by_one"] == {"pass"}
@@ -163,7 +170,7 @@ def test_qemu_registers_promise_more_than_there_is(capsys: pytest.CaptureFixture
     program("qemu")
     uri = "qtest:virtio-rng-device,packed=on,in_order=on"
     words = only("in_order.batches", "split.the_largest_queue")
-    found = verdicts(capsys, uri, *words, "--patience", "0.3", code=1)
+    found = verdicts(capsys, uri, *words, code=1, patience_s=0.3)
     assert bad(found)
     assert not bad(verdicts(capsys, f"{uri}?queue_size=8", *words, code=0))
 
@@ -186,7 +193,7 @@ def test_qemu_storage_daemon_takes_a_table_for_data(
     """docs/findings.md: a table behind other descriptors is taken for data."""
     uri, start = storage_daemon(tmp_path)
     words = only("indirect.direct_then_indirect", "split.around_the_ring")
-    found = verdicts(capsys, uri, "--start", start, *words, "--patience", "0.3", code=1)
+    found = verdicts(capsys, uri, "--start", start, *words, code=1, patience_s=0.3)
     assert "hung" in found["indirect.direct_then_indirect"]
     assert "pass" in found["split.around_the_ring"]
 

@@ -29,7 +29,8 @@ def verdicts(
     """What each case came to in each kind of ring."""
     words = [word for pattern in QUICK for word in ("--only", pattern)]
     uri = f"vhost-user:{socket_path}"
-    run(["check", "--driver", uri, "--type", device, "--start", start, "--json", *words])
+    words += ["--type", device, "--start", start, "--patience", "10", "--json"]
+    run(["check", "--driver", uri, *words])
     shown = json.loads(capsys.readouterr().out)
     ours = [result for result in shown["results"] if OUR_FAULT in result["reason"]]
     assert not ours, ours

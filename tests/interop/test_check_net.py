@@ -27,7 +27,7 @@ def bad_and_good(
     capsys: pytest.CaptureFixture[str], code: int, *words: str
 ) -> tuple[set[str], set[str], list[dict[str, Any]]]:
     """The cases that did not hold in some kind of ring, those that passed in some, and all."""
-    assert run(["check", *words, "--json"]) == code
+    assert run(["check", *words, "--json", "--patience", "20"]) == code
     results = json.loads(capsys.readouterr().out)["results"]
     assert not [result for result in results if OUR_FAULT in result["reason"]]
     bad = {r["case"] for r in results if r["verdict"] in ("fail", "hung", "crashed")}
