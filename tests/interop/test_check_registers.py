@@ -39,10 +39,12 @@ def test_pci(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mmio(capsys: pytest.CaptureFixture[str]) -> None:
-    """docs/findings.md: everything holds but that."""
+    """docs/findings.md: everything holds but that. Whether finding 8 shows in a reset that is on
+    its way is chance."""
     program("qemu")
     found = verdicts(capsys, "qtest:virtio-blk-device", "mmio")
-    assert {name for name, came in found.items() if came & BAD} == {
+    wrong = {name for name, came in found.items() if came & BAD}
+    assert wrong - {"mmio.queue_reset_is_on_its_way"} == {
         "mmio.a_queue_that_is_stopped",
         "mmio.generation_before_driver_ok",
         "mmio.no_event_but_a_configuration_change",
