@@ -234,6 +234,7 @@ def test_a_guest_and_the_host_talk_both_ways(
             assert connection.recv(1) == b""
             connection = host.accept(echo)
             assert connection.recv(100) == b"again\n"
+            assert connection.recv(1) == b""
             connection.close()
             guest.result().check()
         report = vsock.end()

@@ -40,7 +40,15 @@ class Elsewhere:
             [sys.executable, "-m", "tests.unit.vhost_user.elsewhere", self.path, device],
             cwd=Path(__file__).resolve().parents[3],
         )
-        assert eventually(path.exists), "the back-end does not start"
+        assert eventually(self._listens), "the back-end does not start"
+
+    def _listens(self) -> bool:
+        """Whether it does: its socket is there a moment before."""
+        try:
+            channel.connect(self.path, PATIENCE_S).close()
+        except channel.NobodyListens:
+            return False
+        return True
 
     def connect(self) -> RawFront:
         return RawFront(channel.connect(self.path, PATIENCE_S))
