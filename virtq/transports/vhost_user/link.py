@@ -88,30 +88,30 @@ class Link:
 
     def ring_address(self, memory: Memory, guest_addr: int) -> int:
         """A ring's area as SET_VRING_ADDR tells it: an address of ours, or an IOVA."""
-        if (self.negotiation.features or 0) & F.ACCESS_PLATFORM:
+        if self._is_translated:
             return guest_addr
-        for region in memory.regions:
-            if region.guest_addr <= guest_addr < region.guest_addr + region.size:
-                return region.user_addr + guest_addr - region.guest_addr
-        raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
+        region = _region_of(memory, guest_addr)
+        if region is None:
+            raise ValueError(f"{self._name}: address {guest_addr:#x} is not in shared memory")
+        return region.user_addr + guest_addr - region.guest_addr
 
     def translate(self, memory: Memory, question: Iotlb) -> bool:
         """Tell the back-end what it did not find; False if there is nothing to tell: an address
         outside of `memory`, or features (a reset forgets them) without ACCESS_PLATFORM."""
-        with self.exchange.lock:
-            if not (self.negotiation.features or 0) & F.ACCESS_PLATFORM:
+        region = _region_of(memory, question.iova)
+        if region is None:
+            return False
+        where = region.guest_addr, region.size, region.user_addr
+        answer = Iotlb(*where, IOTLB_READ | IOTLB_WRITE, IotlbType.UPDATE)
+        with self.exchange.lock:  # no reset in between
+            if not self._is_translated:
                 return False
-            for region in memory.regions:
-                if region.guest_addr <= question.iova < region.guest_addr + region.size:
-                    answer = Iotlb(
-                        region.guest_addr,
-                        region.size,
-                        region.user_addr,
-                        IOTLB_READ | IOTLB_WRITE,
-                        IotlbType.UPDATE,
-                    )
-                    return self.exchange.transact(Front.IOTLB_MSG, answer, ack=True) is not None
-        return False
+            return self.exchange.transact(Front.IOTLB_MSG, answer, ack=True) is not None
+
+    @property
+    def _is_translated(self) -> bool:
+        """Whether the back-end has to ask where an address is."""
+        return bool((self.negotiation.features or 0) & F.ACCESS_PLATFORM)
 
     def close(self) -> None:
         """Harmless when done twice."""
@@ -119,3 +119,9 @@ class Link:
             self._other.close()
             self._other = None
         self.exchange.close()
+
+
+def _region_of(memory: Memory, guest_addr: int) -> Region | None:
+    """The region in which an address lies."""
+    regions = (Region(*region) for region in memory.regions)
+    return next((r for r in regions if r.guest_addr <= guest_addr < r.guest_addr + r.size), None)
