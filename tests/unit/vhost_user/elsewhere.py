@@ -45,7 +45,7 @@ class Elsewhere:
     def _listens(self) -> bool:
         """Whether it does: its socket is there a moment before."""
         try:
-            channel.connect(self.path, PATIENCE_S).close()
+            self.connect().close()
         except channel.NobodyListens:
             return False
         return True
