@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from .peers.availability import require
-from .peers.guest import GuestConfig, GuestError, LinuxGuest, run_guest, vhost_user, vhost_user_net
+from .peers.guest import (
+    GuestConfig,
+    GuestError,
+    GuestStalled,
+    LinuxGuest,
+    run_guest,
+    vhost_user,
+    vhost_user_net,
+)
 from .peers.hugepages import reserve
 from .peers.process import PeerError
 from .peers.qsd import BlockExport, StorageDaemon
@@ -44,6 +52,11 @@ ping -c 3 -i 0.1 -W 5 192.0.2.2
 ls -d /sys/class/net/eth0/queues/rx-* | wc -l
 cat /sys/class/net/eth0/device/features
 echo finished
+read -r anything
+"""
+
+STALL_SCRIPT = """
+echo "<0>rcu: rcu_preempt kthread timer wakeup didn't happen for 5249 jiffies!" > /dev/kmsg
 read -r anything
 """
 
@@ -97,6 +110,16 @@ def test_linux_guest_pings_testpmd_and_is_killed(tmp_path: Path) -> None:
             with pytest.raises(GuestError, match="without an exit status"):
                 guest.result()
         assert device.stop().rx_packets >= 3
+
+
+def test_a_guest_whose_kernel_misses_its_timer_is_given_up_before_its_time_is_up() -> None:
+    require("qemu")
+    config = GuestConfig(STALL_SCRIPT, modules=[], timeout_s=600.0)
+    with (
+        LinuxGuest(config) as guest,
+        pytest.raises(GuestStalled, match="timer interrupts stay away"),
+    ):
+        guest.result()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
