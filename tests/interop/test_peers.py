@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from .peers.testpmd import Testpmd, TestpmdConfig, TestpmdError, VhostPort, Virt
 pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 MIB = 1 << 20
+MAP_HUGETLB = 0x40000
 VIRTIO_F_VERSION_1 = 32
 VIRTIO_F_RING_PACKED = 34
 VIRTIO_F_IN_ORDER = 35
@@ -177,6 +179,19 @@ def test_huge_pages_are_given_back() -> None:
         with reserve(3):
             assert int(count.read_text()) == before + 34
         assert int(count.read_text()) == before + 32
+    assert int(count.read_text()) == before
+
+
+def test_huge_pages_that_are_given_back_while_mapped_are_not_taken_for_the_machines() -> None:
+    require("dpdk")
+    count = Path("/proc/sys/vm/nr_hugepages")
+    before = int(count.read_text())
+    with reserve(8):
+        mapped = mmap.mmap(-1, 8 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB)
+        mapped[:: 2 * MIB] = b"used"
+    with reserve(2):
+        pass
+    mapped.close()
     assert int(count.read_text()) == before
 
 

@@ -18,8 +18,20 @@ from typing import IO, Final
 from virtq.testing.process import PeerError
 
 PAGE_MIB: Final = 2
-_COUNT: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+_POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+_COUNT: Final = _POOL / "nr_hugepages"
 _LOCK: Final = Path(tempfile.gettempdir()) / "virtq-hugepages.lock"
+
+
+def _kept() -> int:
+    """The pages that the kernel keeps. Its count has those too that were given back while somebody
+    had them mapped, a peer on its way out, say: they go with their last mapping."""
+    surplus = _POOL / "surplus_hugepages"
+    while True:
+        going = int(surplus.read_text())
+        count = int(_COUNT.read_text())
+        if going == int(surplus.read_text()):
+            return count - going
 
 
 class _Reservation:
@@ -56,7 +68,7 @@ class _Reservation:
         wanted = self._original + self._pages
         _COUNT.write_text(str(wanted))
         # The kernel gives as many as it finds, and reports no error.
-        given = int(_COUNT.read_text())
+        given = _kept()
         if given < wanted:
             raise PeerError(f"the kernel gave {given} of {wanted} huge pages of {PAGE_MIB} MiB")
 
@@ -65,7 +77,7 @@ class _Reservation:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         left_behind = file.read().strip()
-        self._original = int(left_behind or _COUNT.read_text())
+        self._original = int(left_behind) if left_behind else _kept()
         file.truncate(0)
         file.write(str(self._original))
         file.flush()
