@@ -83,8 +83,8 @@ def test_a_driver_that_comes_by_itself(capsys: pytest.CaptureFixture[str], tmp_p
     what is left is skipped."""
     path = tmp_path / "s"
     command = load("rng").replace("{socket}", shlex.quote(str(path)))
-    comes = f"while [ ! -S {path} ]; do sleep 0.02; done; sleep 0.1"
-    again = f"for i in 1 2; do {comes}; ({command}); done"
+    listens = f"grep -q ' 00010000 .* {path}$' /proc/net/unix"
+    again = f"for i in 1 2; do until {listens}; do sleep 0.02; done; ({command}); done"
     with subprocess.Popen(again, shell=True, stderr=subprocess.DEVNULL) as process:
         words = ["--type", "rng", "--wait", "5", *only("others", "features.w*", "features.no_s*")]
         found = judged(capsys, tmp_path, *words, code=0)

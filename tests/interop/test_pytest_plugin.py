@@ -29,6 +29,9 @@ IN_PROCESS = ("-p", "no:cacheprovider", "-p", "no:faulthandler")
 """An inner faulthandler would stay in front of the core's handler of SIGBUS when it is gone."""
 
 
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(shout=DEVICE)
@@ -37,9 +40,34 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def test_it_is_an_entry_point() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    (name,) = project["project"]["entry-points"]["pytest11"].values()
+    (name,) = PYPROJECT["project"]["entry-points"]["pytest11"].values()
     assert __import__(name, fromlist=["x"]).pytest_addoption
+
+
+def test_only_a_guest_that_stalls_is_run_once_more(pytester: pytest.Pytester) -> None:
+    options = PYPROJECT["tool"]["pytest"]["ini_options"]["addopts"]
+    pytester.makeini(f"[pytest]\naddopts = {options}\n")
+    pytester.makepyfile(
+        """
+        import pytest
+        from virtq.testing.guest import GuestError, GuestStalled
+
+        tried = []
+
+        @pytest.mark.parametrize("error", [GuestError, GuestStalled])
+        def test_guest(error):
+            tried.append(error)
+            if tried.count(error) == 1:
+                raise error("it stands still")
+
+        def test_that_it_stalls():
+            with pytest.raises(GuestStalled):
+                pass
+        """
+    )
+    result = pytester.runpytest(*IN_PROCESS)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["RERUN *::test_guest[[]GuestStalled]", "*, 1 rerun in *"])
 
 
 def test_a_device_under_a_loopback_driver(project: pytest.Pytester) -> None:

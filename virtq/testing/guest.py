@@ -373,8 +373,7 @@ class LinuxGuest:
                     self._give_up(f"ran out of its {self.config.timeout_s} s")
                     return b""
                 if _STALL in self.console:
-                    self._error = GuestStalled
-                    self._give_up("stalled, its timer interrupts stay away,")
+                    self._give_up("stalled, its timer interrupts stay away,", GuestStalled)
                     return b""
             except OSError:
                 return b""
@@ -408,8 +407,8 @@ class LinuxGuest:
         with contextlib.suppress(OSError):
             self._control.sendall(b"%d\n" % len(self._boot_offsets))
 
-    def _give_up(self, why: str) -> None:
-        self._fault = why
+    def _give_up(self, why: str, error: type[GuestError] = GuestError) -> None:
+        self._fault, self._error = why, error
         self._process.kill()
 
     def _await(self, holds: Callable[[], bool], otherwise: str, timeout_s: float | None) -> None:
