@@ -175,7 +175,7 @@ def test_linux_drives_small_devices(kind: RingKind, tmp_path: Path) -> None:
     require("qemu")
     if "gpio-virtio" not in linux().load_order:
         pytest.skip("the guest has no gpio-virtio and i2c-virtio: scripts/newer.sh builds them")
-    files = {"tool": guest_tool()}
+    files = {"tool": guest_tool("guest_tool.c")}
     with services(tmp_path, kind) as served:
         before = (tmp_path / "eeprom").read_bytes()
         config = GuestConfig(SCRIPT, served.cards(), MODULES, files, timeout_s=GUEST_TIMEOUT_S)

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from virtq.wire.vsock_flow import BUFFER_BYTES
 
 from .peers.availability import require
 from .peers.guest import GUEST_TIMEOUT_S, GuestConfig, LinuxGuest, vhost_user
+from .peers.guest_tool import guest_tool
 from .serving import Serving
 
 pytestmark = pytest.mark.interop
@@ -82,15 +81,9 @@ echo again | $tool connect 1000
 
 
 @pytest.fixture(scope="module")
-def tool(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def tool() -> bytes:
     """The guest's program, which needs nothing of the guest but its kernel."""
-    if shutil.which("gcc") is None:
-        pytest.skip("there is no gcc to build the guest's program")
-    program = tmp_path_factory.mktemp("tool") / "vsock_tool"
-    source = Path(__file__).with_name("vsock_tool.c")
-    command = ["gcc", "-O1", "-static", "-s", "-o", str(program), str(source)]
-    subprocess.run(command, check=True, timeout=60)
-    return program.read_bytes()
+    return guest_tool("vsock_tool.c")
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,14 @@ KERNEL_PARAMETERS: Final = (
 # and nothing does after that. One that ticks is woken by the next tick, if it still ticks.
 SMP_PARAMETERS: Final = "nohz=off highres=off"
 
+# QEMU takes an emulated processor that is alone, and will be, for one that no other can see: a
+# locked instruction is neither atomic nor a barrier then, and a locked addition is what Linux's
+# virtqueues have for one. A back-end in another process sees the driver's store after the driver's
+# next load: each can miss the other's notification, and then both wait. So there is room for a
+# second one (docs/findings.md, 58).
+_ALONE: Final = "1,maxcpus=2"
+_ALONE_PARAMETERS: Final = "nr_cpus=1"
+
 # What the kernel says, once 21 s have passed, when a processor does not: all that waits for a timer
 # there waits for ever.
 _STALL: Final = "kthread timer wakeup didn't happen"
@@ -329,12 +337,14 @@ class LinuxGuest:
     ) -> list[str | Path]:
         config = self.config
         memory = f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"
-        several = SMP_PARAMETERS if config.cpus > 1 else ""
-        parameters = f"{KERNEL_PARAMETERS} {several} {config.kernel_parameters}"
+        alone = config.cpus == 1
+        of_cpus = _ALONE_PARAMETERS if alone else SMP_PARAMETERS
+        parameters = f"{KERNEL_PARAMETERS} {of_cpus} {config.kernel_parameters}"
         return [
             parts.qemu_called(config.qemu),
             *("-nodefaults", "-no-user-config", "-display", "none"),
-            *("-accel", "tcg,thread=multi", "-cpu", config.cpu, "-smp", str(config.cpus)),
+            *("-accel", "tcg,thread=multi", "-cpu", config.cpu),
+            *("-smp", _ALONE if alone else str(config.cpus)),
             *("-machine", f"{config.machine},memory-backend=ram", "-m", f"{config.memory_mib}M"),
             *("-object", memory),
             *("-bios", config.firmware, "-kernel", parts.kernel.image, "-initrd", initrd),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import inspect
 import os
 import signal
 import sys
@@ -127,11 +128,12 @@ LOADS: Final = {
 
 
 def saved(config: GuestConfig) -> SavedGuest:
-    """The guest that looks for its device, booted if there is none of this kernel, this QEMU and
-    this script yet."""
+    """The guest that looks for its device, booted if there is none of this kernel, this QEMU, this
+    script and this way to start it yet."""
     parts = guest_parts()
     digest = hashlib.sha256(repr(replace(config, parts=None)).encode())
-    for file in (parts.kernel.image, parts.busybox, parts.qemu_called(config.qemu)):
+    made_of = (parts.kernel.image, parts.busybox, parts.qemu_called(config.qemu))
+    for file in (*made_of, Path(inspect.getfile(LinuxGuest))):
         about = os.stat(file)
         digest.update(f"{file} {about.st_size} {about.st_mtime_ns}".encode())
     name = digest.hexdigest()[:24]
