@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,13 @@ from .peers.hugepages import reserve
 from .peers.process import PeerError
 from .peers.qsd import BlockExport, StorageDaemon
 from .peers.testpmd import Testpmd, TestpmdConfig, TestpmdError, VhostPort, VirtioUserPort
+from .serving import Serving
 
 pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 MIB = 1 << 20
+LIMIT_S = 60.0
+POLL_S = 0.01
 MAP_HUGETLB = 0x40000
 VIRTIO_F_VERSION_1 = 32
 VIRTIO_F_RING_PACKED = 34
@@ -122,6 +127,53 @@ def test_a_guest_whose_kernel_misses_its_timer_is_given_up_before_its_time_is_up
         pytest.raises(GuestStalled, match="timer interrupts stay away"),
     ):
         guest.result()
+
+
+def test_what_fails_beside_a_guest_that_stalls_is_its_doing() -> None:
+    require("qemu")
+
+    def fail_beside_it() -> None:
+        with LinuxGuest(GuestConfig(STALL_SCRIPT, modules=[])) as guest:
+            wait_for_console(guest, "timer wakeup")
+            raise TimeoutError("of another side")
+
+    with pytest.raises(GuestStalled, match="timer interrupts stay away") as raised:
+        fail_beside_it()
+    assert isinstance(raised.value.__cause__, TimeoutError)
+
+
+def test_what_fails_beside_a_guest_and_a_device_says_what_they_said(tmp_path: Path) -> None:
+    require("qemu")
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    socket_path = tmp_path / "blk.sock"
+    card = vhost_user("vhost-user-blk-pci", socket_path)
+    script = "cat /dev/vda >/dev/null; echo I have read it >&2; echo done; read -r anything\n"
+
+    def fail_beside_them() -> None:
+        with (
+            Serving("blk", image, socket_path=socket_path),
+            LinuxGuest(GuestConfig(script, card)) as guest,
+        ):
+            guest.wait_for("done")
+            wait_for_console(guest, "I have read it")
+            raise TimeoutError("of another side")
+
+    with pytest.raises(TimeoutError, match="of another side") as raised:
+        fail_beside_them()
+    of_guest, of_device = raised.value.__notes__
+    assert "I have read it" in of_guest
+    assert "exited 0" in of_device
+    (device,) = json.loads(of_device[of_device.index("{") :])["devices"]
+    assert device["queues"]["requestq1"]["buffers"] > 0
+
+
+def wait_for_console(guest: LinuxGuest, text: str) -> None:
+    """For what there is no event for."""
+    deadline = time.monotonic() + LIMIT_S
+    while text not in guest.console:
+        assert time.monotonic() < deadline
+        time.sleep(POLL_S)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from virtq.testing.initramfs import MARK, base, overlay
@@ -53,6 +54,7 @@ _ALONE_PARAMETERS: Final = "nr_cpus=1"
 # What the kernel says, once 21 s have passed, when a processor does not: all that waits for a timer
 # there waits for ever.
 _STALL: Final = "kthread timer wakeup didn't happen"
+_STALLED: Final = "stalled, its timer interrupts stay away,"
 _CONSOLE_LOOK_S: Final = 5.0
 
 _CHUNK = 65536
@@ -137,6 +139,7 @@ class LinuxGuest:
     """The running guest, from `with LinuxGuest(config) as guest` on.
 
     Leaving the context while the script runs ends QEMU by SIGTERM: it stops its devices in order.
+    An error that leaves it says what the guest said last, and becomes GuestStalled if it stalled.
     """
 
     def __init__(
@@ -180,8 +183,19 @@ class LinuxGuest:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._resources.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._resources:
+            if isinstance(error, Exception) and not isinstance(error, GuestError):
+                if _STALL in self.console:
+                    raise GuestStalled(
+                        f"the guest {_STALLED} beside what failed\n{self._said()}"
+                    ) from error
+                error.add_note(f"beside a guest\n{self._said()}")
 
     @property
     def pid(self) -> int:
@@ -383,10 +397,14 @@ class LinuxGuest:
                     self._give_up(f"ran out of its {self.config.timeout_s} s")
                     return b""
                 if _STALL in self.console:
-                    self._give_up("stalled, its timer interrupts stay away,", GuestStalled)
+                    self._give_up(_STALLED, GuestStalled)
                     return b""
             except OSError:
                 return b""
+
+    def _said(self) -> str:
+        console = "\n".join(self.console.splitlines()[-60:])
+        return f"console:\n{console}\nQEMU:\n{self.qemu_log[-2000:]}"
 
     def _digest(self, data: bytes) -> bytes:
         """Takes marks and output from `data`; returns what may yet become a mark."""
@@ -429,10 +447,8 @@ class LinuxGuest:
                 return
             reason = self._fault or ("ended" if self._ended else f"took over {timeout_s} s")
             output = bytes(self._output).decode(errors="replace")
-        console = "\n".join(self.console.splitlines()[-60:])
         raise self._error(
-            f"the guest {reason} {otherwise}\n"
-            f"output:\n{output[-2000:]}\nconsole:\n{console}\nQEMU:\n{self.qemu_log[-2000:]}"
+            f"the guest {reason} {otherwise}\noutput:\n{output[-2000:]}\n{self._said()}"
         )
 
 

@@ -52,7 +52,7 @@ class Serving:
     """The running command; once it is entered, the socket accepts connections.
 
     Leaving the context ends the command, and unless an error is on its way already, raises
-    ServingError if it did not exit with 0.
+    ServingError if it did not exit with 0. An error that leaves it says what the command said.
     """
 
     def __init__(self, *arguments: object, socket_path: Path, namespace: str | None = None) -> None:
@@ -89,6 +89,9 @@ class Serving:
         with self._resources:
             if error is None:
                 self.end()
+            elif self._report is None:
+                status = self._process.stop()
+                error.add_note(f"virtq serve exited {status}\n{self.log}{self._written()}")
 
     @property
     def uri(self) -> str:
@@ -130,8 +133,11 @@ class Serving:
             self._report = self._read_report()
         return self._report
 
+    def _written(self) -> str:
+        return os.pread(self._results.fileno(), 1 << 20, 0).decode()
+
     def _read_report(self) -> Report:
-        written = os.pread(self._results.fileno(), 1 << 20, 0).decode()
+        written = self._written()
         try:
             (device,) = json.loads(written)["devices"]
             offered, negotiated = (device[key] for key in ("offered", "negotiated"))
