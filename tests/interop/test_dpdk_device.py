@@ -23,6 +23,7 @@ from virtq.wire.net import HEADER_BYTES, NetFeature
 from .packets import made_up, swapped
 from .peers.availability import require
 from .peers.testpmd import ForwardStats, Testpmd, TestpmdConfig, VhostPort
+from .waiting import wait_until
 
 pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
@@ -31,7 +32,6 @@ DRIVER_CPU: Final = 1
 BURST: Final = 32
 # A bound on waits, not a measure: far more than any of this takes on a machine that is busy.
 LIMIT_S: Final = 30.0
-POLL_S: Final = 0.01
 # DPDK drops what it has no receive buffer for: fewer than the ring has are on their way at once.
 WINDOW: Final = 128
 
@@ -92,10 +92,7 @@ def check_agreed(net: NetDriver, device: Testpmd, kind: tuple[bool, bool, bool])
     assert net.has(F.IN_ORDER) == in_order
     assert net.has(NetFeature.MRG_RXBUF) == mergeable
     # The log comes another way than the prompt, and later.
-    until = time.monotonic() + LIMIT_S
-    while device.negotiated_features() != net.driver_features and time.monotonic() < until:
-        time.sleep(POLL_S)
-    assert device.negotiated_features() == net.driver_features
+    wait_until(lambda: device.negotiated_features() == net.driver_features)
 
 
 def exchange(net: NetDriver, frames: Sequence[bytes], pair: int = 0) -> list[bytes]:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from .peers.availability import require
 from .peers.process import Process
 from .peers.testpmd import ForwardStats, Testpmd, TestpmdConfig, VirtioUserPort
 from .serving import Report, Serving
+from .waiting import wait_until
 
 pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
@@ -38,7 +39,6 @@ BURST: Final = 32
 QUEUE_SIZE: Final = 256
 # A bound on waits, not a measure: far more than any of this takes on a machine that is busy.
 LIMIT_S: Final = 30.0
-POLL_S: Final = 0.01
 # For packets that are on their way to a driver of which it is not known how many it shall get.
 SETTLE_S: Final = 0.3
 
@@ -172,14 +172,6 @@ def check_device(report: Report, kind: Kind) -> None:
     else:
         assert sent["used_entries"] == sent["buffers"]
     assert received["used_entries"] == received["buffers"]
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """For what there is no event for."""
-    deadline = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
 
 
 def wait_captured(path: Path, frames: int, frame_bytes: int) -> None:

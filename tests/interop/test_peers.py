@@ -6,7 +6,6 @@ import hashlib
 import json
 import mmap
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,11 @@ from .peers.process import PeerError
 from .peers.qsd import BlockExport, StorageDaemon
 from .peers.testpmd import Testpmd, TestpmdConfig, TestpmdError, VhostPort, VirtioUserPort
 from .serving import Serving
+from .waiting import wait_until
 
 pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 MIB = 1 << 20
-LIMIT_S = 60.0
-POLL_S = 0.01
 MAP_HUGETLB = 0x40000
 VIRTIO_F_VERSION_1 = 32
 VIRTIO_F_RING_PACKED = 34
@@ -64,6 +62,7 @@ read -r anything
 
 STALL_SCRIPT = """
 echo "<0>rcu: rcu_preempt kthread timer wakeup didn't happen for 5249 jiffies!" > /dev/kmsg
+echo told
 read -r anything
 """
 
@@ -134,7 +133,8 @@ def test_what_fails_beside_a_guest_that_stalls_is_its_doing() -> None:
 
     def fail_beside_it() -> None:
         with LinuxGuest(GuestConfig(STALL_SCRIPT, modules=[])) as guest:
-            wait_for_console(guest, "timer wakeup")
+            guest.wait_for("told")
+            wait_until(lambda: "timer wakeup" in guest.console)
             raise TimeoutError("of another side")
 
     with pytest.raises(GuestStalled, match="timer interrupts stay away") as raised:
@@ -156,7 +156,7 @@ def test_what_fails_beside_a_guest_and_a_device_says_what_they_said(tmp_path: Pa
             LinuxGuest(GuestConfig(script, card)) as guest,
         ):
             guest.wait_for("done")
-            wait_for_console(guest, "I have read it")
+            wait_until(lambda: "I have read it" in guest.console)
             raise TimeoutError("of another side")
 
     with pytest.raises(TimeoutError, match="of another side") as raised:
@@ -166,14 +166,6 @@ def test_what_fails_beside_a_guest_and_a_device_says_what_they_said(tmp_path: Pa
     assert "exited 0" in of_device
     (device,) = json.loads(of_device[of_device.index("{") :])["devices"]
     assert device["queues"]["requestq1"]["buffers"] > 0
-
-
-def wait_for_console(guest: LinuxGuest, text: str) -> None:
-    """For what there is no event for."""
-    deadline = time.monotonic() + LIMIT_S
-    while text not in guest.console:
-        assert time.monotonic() < deadline
-        time.sleep(POLL_S)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from virtq.testing.initramfs import MARK, base, overlay
@@ -183,19 +182,10 @@ class LinuxGuest:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._resources:
             if isinstance(error, Exception) and not isinstance(error, GuestError):
-                if _STALL in self.console:
-                    raise GuestStalled(
-                        f"the guest {_STALLED} beside what failed\n{self._said()}"
-                    ) from error
-                error.add_note(f"beside a guest\n{self._said()}")
+                self._explain(error)
 
     @property
     def pid(self) -> int:
@@ -401,6 +391,13 @@ class LinuxGuest:
                     return b""
             except OSError:
                 return b""
+
+    def _explain(self, error: Exception) -> None:
+        """What failed beside the guest says what the guest said, or that it is its doing."""
+        if _STALL in self.console:
+            what = f"the guest {_STALLED} beside what failed\n{self._said()}"
+            raise GuestStalled(what) from error
+        error.add_note(f"beside a guest\n{self._said()}")
 
     def _said(self) -> str:
         console = "\n".join(self.console.splitlines()[-60:])

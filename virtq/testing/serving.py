@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from virtq.testing.process import PeerError, Process
@@ -80,12 +79,7 @@ class Serving:
             self._resources = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._resources:
             if error is None:
                 self.end()
@@ -134,7 +128,7 @@ class Serving:
         return self._report
 
     def _written(self) -> str:
-        return os.pread(self._results.fileno(), 1 << 20, 0).decode()
+        return os.pread(self._results.fileno(), 1 << 20, 0).decode(errors="replace")
 
     def _read_report(self) -> Report:
         written = self._written()
