@@ -128,6 +128,28 @@ def test_a_guest_whose_kernel_misses_its_timer_is_given_up_before_its_time_is_up
         guest.result()
 
 
+@pytest.mark.parametrize(("cpus", "error"), [(1, GuestError), (2, GuestStalled)])
+def test_a_guest_of_several_processors_that_does_not_come_to_its_init_has_stalled(
+    cpus: int, error: type[GuestError]
+) -> None:
+    require("qemu")
+    with LinuxGuest(GuestConfig("echo here\n", modules=[], cpus=cpus, timeout_s=4.0)) as guest:
+        guest.qmp.execute("stop")
+        with pytest.raises(GuestError, match=r"ran out of its 4\.0 s") as raised:
+            guest.result()
+    assert raised.type is error
+
+
+def test_a_guest_of_several_processors_that_runs_out_of_time_later_has_not_stalled() -> None:
+    require("qemu")
+    config = GuestConfig("echo here\nread -r anything\n", modules=[], cpus=2, timeout_s=20.0)
+    with LinuxGuest(config) as guest:
+        guest.wait_for("here")
+        with pytest.raises(GuestError, match=r"ran out of its 20\.0 s") as raised:
+            guest.result()
+    assert raised.type is GuestError
+
+
 def test_what_fails_beside_a_guest_that_stalls_is_its_doing() -> None:
     require("qemu")
 

@@ -1,10 +1,11 @@
 """A Linux guest in QEMU that runs one shell script and tells how it went.
 
 The guest has two serial ports and no virtio device but those it is given. The console (ttyS0)
-goes to a log. The control line (ttyS1) is a socket pair: init says "hello" on it at every boot,
-the host answers with the number of the boot, then the line is the script's standard input and
-output, and in the end init tells the script's exit status and powers off. The host thus counts
-the boots: a script sees `$BOOT` = 1, and after its `reboot -f` it is run again with `$BOOT` = 2.
+goes to a log. The control line (ttyS1) is a socket pair: at every boot init says "began" on it, and
+"hello" once the modules are there; the host answers with the number of the boot, then the line is
+the script's standard input and output, and in the end init tells the script's exit status and
+powers off. The host thus counts the boots: a script sees `$BOOT` = 1, and after its `reboot -f` it
+is run again with `$BOOT` = 2.
 
 It starts through QEMU's small firmware (qboot), which touches no device: what a back-end sees is
 Linux's driver alone. `firmware="bios-256k.bin"` gives SeaBIOS, which probes every virtio disk.
@@ -65,8 +66,9 @@ class GuestError(PeerError):
 
 
 class GuestStalled(GuestError):
-    """One of the guest's processors gets no timer interrupts any more: its kernel says so. That is
-    the emulator's doing, less than once in a thousand boots of two processors, and no device's."""
+    """One of the guest's processors gets no timer interrupts any more: its kernel says so. Or, with
+    several of them, the kernel does not even come to its init. That is the emulator's doing, less
+    than once in a thousand boots of two processors, and no device's."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,16 @@ class LinuxGuest:
                 self._word = heir_of._word
                 self._incoming = ["-incoming", "defer"]
         self._marks = re.compile(
-            MARK + self._word.encode() + rb" (?:(?P<hello>hello)|exit (?P<status>\d+))\n"
+            MARK
+            + self._word.encode()
+            + rb" (?:(?P<began>began)|(?P<hello>hello)|exit (?P<status>\d+))\n"
         )
         # Guards what follows; notified at every change of it.
         self._changed = threading.Condition()
         self._output = bytearray()
         self._boot_offsets: list[int] = [0] if heir_of else []
+        # Whether a kernel has come to its init, which it does without a device.
+        self._began = heir_of is not None
         self._read_offset = 0
         self._status: int | None = None
         self._ended = False
@@ -384,7 +390,9 @@ class LinuxGuest:
                 return self._control.recv(_CHUNK)
             except TimeoutError:
                 if left_s <= 0:
-                    self._give_up(f"ran out of its {self.config.timeout_s} s")
+                    asleep = self.config.cpus > 1 and not self._began
+                    error = GuestStalled if asleep else GuestError
+                    self._give_up(f"ran out of its {self.config.timeout_s} s", error)
                     return b""
                 if _STALL in self.console:
                     self._give_up(_STALLED, GuestStalled)
@@ -408,7 +416,9 @@ class LinuxGuest:
         while mark := self._marks.search(data):
             self._emit(data[: mark.start()])
             data = data[mark.end() :]
-            if mark["hello"]:
+            if mark["began"]:
+                self._began = True
+            elif mark["hello"]:
                 self._count_boot()
             else:
                 self._status = int(mark["status"])

@@ -21,20 +21,22 @@ from virtq.testing.parts import GuestParts
 # MARK is made up anew for every run, so nothing a script prints can be taken for it.
 MARK: Final = b"\x1e"
 
-# Init: mounts what a script expects, loads the modules, tells the host that it is there, reads
-# which boot this is, runs the script with the control line as its standard input and output, and
-# tells its status. Standard error goes to the console.
+# Init: mounts what a script expects, tells the host that the kernel has come so far, loads the
+# modules, tells the host that it is there, reads which boot this is, runs the script with the
+# control line as its standard input and output, and tells its status. Standard error goes to the
+# console.
 INIT_HEAD: Final = r"""#!/bin/sh
 export PATH=/bin HOME=/tmp
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 ip link set lo up
-"""
-INIT_TAIL: Final = r"""
 read -r word </run/word
 exec 3<>/dev/ttyS1
 stty raw -echo <&3
+printf '\036%s began\n' "$word" >&3
+"""
+INIT_TAIL: Final = r"""
 printf '\036%s hello\n' "$word" >&3
 read -r BOOT <&3
 export BOOT
