@@ -138,7 +138,10 @@ def disk_card(socket_path: Path, **properties: object) -> list[str]:
 
 
 def allocated_bytes(path: Path) -> int:
-    return path.stat().st_blocks * 512
+    """Once all of it is on disk: until then the file system may still be finding room for it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_blocks * 512
 
 
 def check_queues(report: Report, kind: RingKind, front_ends: int) -> None:
